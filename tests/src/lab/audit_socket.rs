@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -18,7 +18,7 @@ use nix::{
     },
 };
 
-use super::audit_record::SECCOMP;
+use super::{audit_record::SECCOMP, process::PATIENCE};
 
 /// AUDIT_NLGRP_READLOG as a bit of the address's group mask (include/uapi/linux/audit.h).
 const READLOG: u32 = 1;
@@ -35,6 +35,7 @@ pub struct Observer {
 #[derive(Debug, Default)]
 struct Shared {
     records: Mutex<Vec<String>>,
+    more: Condvar,
     /// Times that the kernel said it had to drop something for this socket.
     overflows: AtomicU64,
     stop: AtomicBool,
@@ -63,9 +64,10 @@ impl Observer {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// How many SECCOMP records were heard by now.
-    pub fn count(&self) -> usize {
-        self.shared.records.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// Waits until `count` SECCOMP records were heard; not for ever.
+    pub fn wait_for(&self, count: usize) {
+        let records = self.shared.records.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.shared.more.wait_timeout_while(records, PATIENCE, |records| records.len() < count));
     }
 
     /// Takes what is already in the socket, then closes it.
@@ -116,5 +118,6 @@ fn keep(datagram: &[u8], shared: &Shared) {
     if u16::from_ne_bytes([header[4], header[5]]) == SECCOMP {
         let text = String::from_utf8_lossy(payload).trim_end_matches('\0').to_owned();
         shared.records.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        shared.more.notify_all();
     }
 }

@@ -8,9 +8,11 @@
 //!     pki          certificates of both connections
 //!   vm           a kernel in QEMU
 //!     initramfs    what boots in it; cpio its format
-//!   seccomp      a filter that logs; audit_socket who hears it; audit_record what it says
+//!   seccomp      a filter that logs; audit_socket who hears it; audit_record what it says;
+//!   agreement    whether the agent says the same
 //! ```
 
+pub mod agreement;
 pub mod audit_record;
 pub mod audit_socket;
 pub mod cluster;
