@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   cluster      correlator + agent + node + one pod, wired up: what most tests want
-//!     process      a program, its log lines, its orderly end
+//!     programs     seclog's own two; process any program, its log, its orderly end
 //!     node         containerd with a private root; image its image; cri its pods; stream an exec into one
 //!     kube_audit   what the API server would report of an exec; webhook delivers it
 //!     pki          certificates of both connections
@@ -27,6 +27,7 @@ pub mod node;
 pub mod pki;
 pub mod places;
 pub mod process;
+pub mod programs;
 pub mod seccomp;
 mod skip;
 pub mod stream;
