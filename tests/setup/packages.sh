@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian packages that the build and the tests need. Installs only what is missing.
+# Debian packages that the build and the tests need, or with `build` only those of the build. Installs what is missing.
 . "$(dirname "$0")/common.sh"
 
 # Without these nothing builds: Debian's own Rust brings a `core` for BPF (rustup has none without nightly), LLVM is
@@ -30,7 +30,8 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
 fi
 
 build_missing=$(missing "${build_packages[@]}")
-lab_missing=$(missing "${lab_packages[@]}")
+lab_missing=
+[ "${1:-}" = build ] || lab_missing=$(missing "${lab_packages[@]}")
 [ -n "$build_missing$lab_missing" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ]; then
