@@ -43,7 +43,7 @@ pub enum Stage {
     Panic,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct User {
     pub username: String,
     pub groups: Vec<String>,
@@ -67,7 +67,7 @@ pub enum AccessKind {
     ProxyPortForward,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Access {
     pub kind: AccessKind,
     pub namespace: String,
@@ -208,20 +208,15 @@ fn new_container(asked: &Container, stored: &[Container]) -> NewContainer {
         .and_then(|container| container.env.iter().rfind(|variable| variable.name == SPO_UID))
         .map(|variable| variable.value.clone());
     let command: Vec<String> = asked.command.iter().chain(&asked.args).cloned().collect();
-    NewContainer {
-        name: asked.name.clone(),
-        argv: pod::argv(&command),
-        tty: asked.tty,
-        stdin: asked.stdin,
-        stored_uid,
-    }
+    NewContainer { name: asked.name.clone(), argv: pod::argv(&command), tty: asked.tty, stdin: asked.stdin, stored_uid }
 }
 
 /// Fills `access` and says true where the created pod is one for debugging a node. Without bodies (audit level
 /// Metadata) only the name that `kubectl debug node/...` gives can tell.
 fn node_debug(event: &Event, access: &mut Access) -> bool {
     let asked = pod::object(event.request_object.as_deref()).unwrap_or_default();
-    let stored = pod::object(event.response_object.as_deref()).filter(|object| object.kind == "Pod").unwrap_or_default();
+    let stored =
+        pod::object(event.response_object.as_deref()).filter(|object| object.kind == "Pod").unwrap_or_default();
     if access.pod.is_empty() {
         access.pod = [&stored.metadata.name, &asked.metadata.name]
             .into_iter()
@@ -287,7 +282,10 @@ mod tests {
         ))
         .unwrap();
         let access = reading.access.unwrap();
-        assert_eq!((access.access.kind, access.access.argv.as_slice()), (AccessKind::Exec, ["sh".to_owned()].as_slice()));
+        assert_eq!(
+            (access.access.kind, access.access.argv.as_slice()),
+            (AccessKind::Exec, ["sh".to_owned()].as_slice())
+        );
         assert_eq!(access.access.container, None);
         assert_eq!((access.user.username.as_str(), access.user.impersonated.as_deref()), ("root", Some("carol")));
         assert_eq!(access.spo_uid.as_deref(), Some("u"));

@@ -58,9 +58,7 @@ fn ranges(text: &str) -> Result<Vec<(usize, usize)>, AuditError> {
         (Some("EventList"), None) => Ok(Vec::new()),
         // Items of an EventList, and lines of some forwarders, carry no kind.
         (Some("Event"), _) => Ok(vec![(text.len() - trimmed.len(), trimmed.trim_end().len())]),
-        (None, None) if envelope.audit_id.is_some() => {
-            Ok(vec![(text.len() - trimmed.len(), trimmed.trim_end().len())])
-        }
+        (None, None) if envelope.audit_id.is_some() => Ok(vec![(text.len() - trimmed.len(), trimmed.trim_end().len())]),
         (kind, _) => Err(AuditError::NotEvents(kind.unwrap_or_default().chars().take(64).collect())),
     }
 }

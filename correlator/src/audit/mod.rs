@@ -5,6 +5,7 @@
 
 mod access;
 mod event;
+mod feed;
 mod items;
 mod pod;
 mod proxy;
@@ -12,6 +13,7 @@ mod uri;
 
 pub use access::{Access, AccessEvent, AccessKind, Identity, NewContainer, Stage, User, is_rsh};
 pub use event::{Event, ObjectRef, UserInfo};
+pub use feed::FeedCounters;
 pub use items::{Item, Items, items};
 pub use pod::{PodFact, ProbeCommand};
 pub use uri::Uri;

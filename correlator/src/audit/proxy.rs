@@ -60,9 +60,10 @@ mod tests {
         let run = access(&Uri::parse("/api/v1/nodes/node-1/proxy/run/shop/web/app?cmd=/bin/ls%20-l")).unwrap();
         assert_eq!((run.kind, run.argv.as_slice()), (AccessKind::ProxyRun, ["/bin/ls".into(), "-l".into()].as_slice()));
         assert_eq!((run.node.as_deref(), run.container.as_deref()), (Some("node-1"), Some("app")));
-        let exec =
-            access(&Uri::parse("/api/v1/nodes/https:node-1:10250/proxy/exec/shop/web/u-1/app?command=a&command=b&tty=1"))
-                .unwrap();
+        let exec = access(&Uri::parse(
+            "/api/v1/nodes/https:node-1:10250/proxy/exec/shop/web/u-1/app?command=a&command=b&tty=1",
+        ))
+        .unwrap();
         assert_eq!((exec.kind, exec.argv.len(), exec.tty), (AccessKind::ProxyExec, 2, true));
         assert_eq!((exec.node.as_deref(), exec.pod_uid.as_deref()), (Some("node-1"), Some("u-1")));
     }

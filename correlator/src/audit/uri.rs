@@ -19,8 +19,7 @@ impl Uri {
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
         // An escaped slash separates too: the API server splits the decoded path.
         let decoded = unescape(path.as_bytes(), false).unwrap_or_else(|| path.as_bytes().to_vec());
-        let path =
-            decoded.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).map(text::from_bytes).collect();
+        let path = decoded.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).map(text::from_bytes).collect();
         let mut parsed = Self { path, ..Self::default() };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match query_pair(pair) {
@@ -99,7 +98,8 @@ mod tests {
 
     #[test]
     fn flags_read_as_the_api_server_reads_them() {
-        for (query, value) in [("tty=1", true), ("tty=0", false), ("tty=FALSE", false), ("tty=", true), ("x=1", false)] {
+        for (query, value) in [("tty=1", true), ("tty=0", false), ("tty=FALSE", false), ("tty=", true), ("x=1", false)]
+        {
             assert_eq!(Uri::parse(&format!("/exec?{query}")).flag("tty"), value, "{query}");
         }
     }
