@@ -2,3 +2,4 @@
 //! audit events as a kube-apiserver sends them, and the two programs of seclog between them.
 
 pub mod lab;
+pub mod recordings;

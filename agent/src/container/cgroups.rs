@@ -50,6 +50,15 @@ impl Cgroups {
         Self { root, root_directory, by_id: HashMap::new(), order: VecDeque::new() }
     }
 
+    /// Knows the cgroups it is given and no others: for recordings.
+    pub fn recorded<'a>(cgroups: impl IntoIterator<Item = (u64, &'a str)>) -> Self {
+        let mut known = Self { root: None, root_directory: None, by_id: HashMap::new(), order: VecDeque::new() };
+        for (id, path) in cgroups {
+            known.insert(id, path, 0);
+        }
+        known
+    }
+
     /// Where the v2 hierarchy is; without one, nothing can be attributed to containers.
     pub fn root(&self) -> Option<&Path> {
         self.root.as_deref()

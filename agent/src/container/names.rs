@@ -106,7 +106,8 @@ impl Names {
         Arc::new(Known { how: format!("unresolved: {why}"), ..Default::default() })
     }
 
-    fn remember(&mut self, id: String, known: Known) -> Arc<Known> {
+    /// Takes what is known of a container from elsewhere.
+    pub fn remember(&mut self, id: String, known: Known) -> Arc<Known> {
         let known = Arc::new(known);
         if self.known.insert(id.clone(), Arc::clone(&known)).is_none() {
             self.order.push_back(id);

@@ -86,7 +86,8 @@ fn write_lines(records: &[NodeRecord]) -> std::io::Result<()> {
     stdout.flush()
 }
 
-async fn name_containers(names: &mut Names, records: &mut [NodeRecord]) {
+/// Fills in the Kubernetes names of each record's container.
+pub async fn name_containers(names: &mut Names, records: &mut [NodeRecord]) {
     for container in records.iter_mut().filter_map(|record| record.container.as_mut()) {
         if container.id.is_empty() {
             continue;

@@ -261,7 +261,7 @@ fn untrusted(value: &[u8]) -> Option<String> {
     if value == b"(null)" || value == b"?" {
         return Some(String::new());
     }
-    if value.is_empty() || value.len() % 2 != 0 {
+    if value.is_empty() || !value.len().is_multiple_of(2) {
         return None;
     }
     let bytes: Option<Vec<u8>> = value
