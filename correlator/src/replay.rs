@@ -119,9 +119,9 @@ impl Reader {
         }
     }
 
-    /// `node` is who the records are of where it is not empty.
+    /// `node` may be empty: not known whose records these are.
     pub fn node_file(&mut self, node: &str, path: &Path) -> Result<(), ReplayError> {
-        let node: Arc<str> = if node.is_empty() { "node".into() } else { node.into() };
+        let node: Arc<str> = node.into();
         lines(path, |number, offset, line| {
             let read = line.map_err(str::to_owned).and_then(|line| {
                 serde_json::from_slice::<NodeRecord>(line).map_err(|error| format!("not a node record: {error}"))

@@ -37,7 +37,7 @@ pub(super) fn fit(ask: &Ask<'_>, root: &Root, config: &Config) -> Option<Fit> {
     let (from, until) = ask.window(config);
     let agrees = (containers.is_empty() || containers.contains(container.name.as_str()))
         && access.pod_uid.as_ref().is_none_or(|uid| container.pod_uid.is_empty() || *uid == container.pod_uid)
-        && access.node.as_ref().is_none_or(|node| **node == *root.key.node)
+        && access.node.as_ref().is_none_or(|node| root.key.node.is_empty() || **node == *root.key.node)
         && enters_as(access.kind, &root.entry.how)
         && (from..=until).contains(&root.entered());
     if !agrees {

@@ -65,7 +65,7 @@ impl Pods {
         let container = root.container()?;
         let pod = self.pods.get(&(container.namespace.clone(), container.pod.clone()))?;
         let nodes = pod.nodes.get(&container.pod_uid).filter(|nodes| !nodes.is_empty())?;
-        if nodes.contains(&*root.key.node) {
+        if root.key.node.is_empty() || nodes.contains(&*root.key.node) {
             return None;
         }
         Some(nodes.iter().cloned().collect::<Vec<_>>().join(", "))

@@ -226,7 +226,7 @@ impl Teller<'_> {
         let named: Vec<&str> = ask.containers().into_iter().collect();
         let place = Place {
             cluster: self.cluster.to_owned(),
-            node: root.map(|(root, _)| root.key.node.to_string()).or_else(|| access.node.clone()),
+            node: root.and_then(|(root, _)| some(root.key.node.to_string())).or_else(|| access.node.clone()),
             namespace: access.namespace.clone(),
             pod: access.pod.clone(),
             pod_uid: container
@@ -237,7 +237,7 @@ impl Teller<'_> {
                 [one] => Some((*one).to_owned()),
                 _ => None,
             }),
-            container_id: container.map(|container| container.id.clone()).filter(|id| !id.is_empty()),
+            container_id: container.and_then(|container| some(container.id.clone())),
         };
         let user = &lead.user;
         let mut session = Session {
@@ -246,7 +246,7 @@ impl Teller<'_> {
             kind: ask.kind(),
             evidence,
             outcome: lead.outcome(),
-            state: if lead.outcome() != Outcome::Accepted || closed_at.is_some() { State::Closed } else { State::Open },
+            state: if is_open(ask, root.map(|(root, _)| root)) { State::Open } else { State::Closed },
             superseded_by: None,
             start: Timestamp(first.identity.received),
             reasons,
@@ -277,9 +277,6 @@ impl Teller<'_> {
             losses: Vec::new(),
             attesters: Vec::new(),
         };
-        if lead.outcome() == Outcome::Pending {
-            session.state = State::Open;
-        }
         self.findings_of_request(ask, &mut session);
         let (from, until) = ask.window(self.around.config);
         let mut last = until;
@@ -323,7 +320,6 @@ impl Teller<'_> {
 
     fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Draft {
         let container = root.container().cloned().unwrap_or_default();
-        let some = |text: String| Some(text).filter(|text| !text.is_empty());
         let mut session = Session {
             id: ids::of_root(self.cluster, &root.key),
             revision: 0,
@@ -341,7 +337,7 @@ impl Teller<'_> {
             other_requests: Vec::new(),
             place: Place {
                 cluster: self.cluster.to_owned(),
-                node: Some(root.key.node.to_string()),
+                node: some(root.key.node.to_string()),
                 namespace: container.namespace,
                 pod: container.pod,
                 pod_uid: some(container.pod_uid),
@@ -414,12 +410,8 @@ impl Teller<'_> {
         let roots = || group.roots.iter().map(|at| self.roots[*at]);
         let attempts = || asks().flat_map(|ask| ask.tries.iter().chain(&ask.attaches));
         let asks_idle = asks().map(|ask| {
-            let lead = ask.lead();
-            let open = lead.outcome() == Outcome::Pending
-                || (!lead.is_debug() && lead.completed().is_none())
-                || ask.attaches.iter().any(|attach| attach.completed().is_none());
             let (_, until) = ask.window(self.around.config);
-            (!open).then(|| until.max(ask.closed_at().unwrap_or(0)))
+            (!is_open(ask, None)).then(|| until.max(ask.closed_at().unwrap_or(0)))
         });
         let roots_idle = roots().map(|root| (!root.is_running()).then_some(root.last_seen));
         let idle: Option<Vec<u64>> = asks_idle.chain(roots_idle).collect();
@@ -431,6 +423,22 @@ impl Teller<'_> {
             workload,
         }
     }
+}
+
+/// A stream of it is open; or, where containers were made for it, their main process runs.
+fn is_open(ask: &Ask<'_>, root: Option<&Root>) -> bool {
+    let lead = ask.lead();
+    match lead.outcome() {
+        Outcome::Pending => true,
+        Outcome::Accepted if lead.is_debug() => {
+            ask.attaches.iter().any(|attach| attach.completed().is_none()) || root.is_some_and(Root::is_running)
+        }
+        _ => lead.completed().is_none(),
+    }
+}
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 fn who(ask: &Ask<'_>) -> String {

@@ -2,16 +2,16 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-pub mod pki;
-pub mod trace;
+pub(crate) mod pki;
+pub(crate) mod trace;
 
 use std::path::PathBuf;
 
-pub fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/real-cluster").join(name)
 }
 
-pub fn read(name: &str) -> String {
+pub(crate) fn read(name: &str) -> String {
     let path = fixture(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -44,7 +44,7 @@ struct Process {
 }
 
 /// Every record of the trace that belongs to a session root, in kernel order, then the verdicts of the audit log.
-pub fn node_records() -> Vec<NodeRecord> {
+pub(crate) fn node_records() -> Vec<NodeRecord> {
     let containers = containers();
     let mut by_mount: HashMap<u64, Container> = HashMap::new();
     let mut processes: HashMap<u32, Process> = HashMap::new();
