@@ -86,10 +86,9 @@ pub fn lineage_events() -> Result<(Vec<Event>, Offset)> {
         .enumerate()
         .map(|(index, line)| {
             let kind = match line.kind.as_str() {
-                "fork" => EventKind::Fork {
-                    child_pid: line.child_pid,
-                    child_start_boottime_ns: line.start_boottime_ns,
-                },
+                "fork" => {
+                    EventKind::Fork { child_pid: line.child_pid, child_start_boottime_ns: line.start_boottime_ns }
+                }
                 "exec" => EventKind::Exec {
                     old_tid: line.tid,
                     filename: line.filename.as_str().into(),
@@ -187,7 +186,9 @@ pub fn node_records() -> Result<Vec<NodeRecord>> {
     for event in &events {
         let now = event.time_boot_ns;
         // An audit record reaches us when its tick is over at the earliest.
-        while let Some(record) = audit.next_if(|record| offset.to_boot(record.time.unix_ms * 1_000_000) + 5_000_000 < now) {
+        while let Some(record) =
+            audit.next_if(|record| offset.to_boot(record.time.unix_ms * 1_000_000) + 5_000_000 < now)
+        {
             pipeline.audit_verdict(record, offset, now);
         }
         // The trace can be silent for longer than ended processes are remembered: time passes before the event, in steps

@@ -1,4 +1,6 @@
 //! Real containers on this host, real streaming execs, and what comes out at the correlator's end.
+//!
+//! Commands inside `sh -c` have a path: busybox's shell runs what it knows by name itself, without an exec.
 
 use anyhow::{Result, ensure};
 use seclog_proto::v1::node_record::Detail;
@@ -38,7 +40,7 @@ async fn an_exec_is_one_session_with_its_user_its_command_and_what_ran() -> Resu
         return Ok(());
     }
     let cluster = Cluster::start().await?;
-    let command = ["sh", "-c", "id; cat /etc/hostname; exit 3"];
+    let command = ["sh", "-c", "/bin/id; /bin/cat /etc/hostname; exit 3"];
     let (request, output) = cluster.exec("alice@example.com", &command).await?;
     ensure!(output.exit_code == 3 && output.stdout.starts_with("uid=0(root)"), "{output:?}");
     cluster.audit(&[&request]).await?;
@@ -58,7 +60,7 @@ async fn an_exec_is_one_session_with_its_user_its_command_and_what_ran() -> Resu
     assert_eq!(session["root"]["lineage"], "observed");
     // exit 3, as the wait status has it.
     assert_eq!(session["root"]["exit_code"], 3 << 8);
-    assert_eq!(ran(&session), [command.to_vec(), vec!["id"], vec!["cat", "/etc/hostname"]]);
+    assert_eq!(ran(&session), [command.to_vec(), vec!["/bin/id"], vec!["/bin/cat", "/etc/hostname"]]);
     // Nothing else of this container is anybody's session.
     let others: Vec<_> =
         cluster.correlator.sessions().into_iter().filter(|other| other["id"] != session["id"]).collect();
@@ -72,7 +74,7 @@ async fn two_identical_execs_at_once_are_ambiguous_and_name_each_other() -> Resu
         return Ok(());
     }
     let cluster = Cluster::start().await?;
-    let command = ["sh", "-c", "sleep 1; id"];
+    let command = ["sh", "-c", "/bin/sleep 1; /bin/id"];
     let (alice, bob) =
         tokio::try_join!(cluster.exec("alice@example.com", &command), cluster.exec("bob@example.com", &command))?;
     cluster.audit(&[&alice.0, &bob.0]).await?;
@@ -88,7 +90,7 @@ async fn two_identical_execs_at_once_are_ambiguous_and_name_each_other() -> Resu
     let mut unrequested = cluster.correlator.sessions();
     unrequested.retain(|session| session["outcome"] == "unrequested" && session["state"] != "superseded");
     let trees: Vec<_> = unrequested.iter().map(ran).collect();
-    assert_eq!(trees, vec![vec![command.to_vec(), vec!["sleep", "1"], vec!["id"]]; 2], "{unrequested:#?}");
+    assert_eq!(trees, vec![vec![command.to_vec(), vec!["/bin/sleep", "1"], vec!["/bin/id"]]; 2], "{unrequested:#?}");
     Ok(())
 }
 
@@ -124,7 +126,7 @@ async fn the_agent_alone_prints_what_started_and_what_was_logged() -> Result<()>
     // The container is there first: the agent must learn of it from /proc and the runtime.
     let pod = node.run_pod("shop", "web-0", "app").await?;
     let agent = Agent::start("node-1", &node.socket(), Sink::Stdout)?;
-    let command = ["sh", "-c", "echo; id -un"];
+    let command = ["sh", "-c", "echo; /bin/id -un"];
     node.exec(&pod, &command).await?;
 
     let start = agent.wait_for_record(PATIENCE, |record| match &record.detail {
@@ -156,6 +158,6 @@ async fn the_agent_alone_prints_what_started_and_what_was_logged() -> Result<()>
     let Some(Some(Detail::ProcessStart(target))) = target else {
         panic!("target {:?} is not printed", attempt.target_id)
     };
-    assert_eq!(target.argv, ["id", "-un"]);
+    assert_eq!(target.argv, ["/bin/id", "-un"]);
     Ok(())
 }

@@ -60,12 +60,7 @@ fn every_root_has_its_entry_its_container_and_its_children() {
         ("/bin/id", "exec", "app", &[]),
         ("/bin/id", "exec_sync", "app", &[]),
         ("/bin/id", "namespace_entry", "app", &[]),
-        (
-            "sh -c (/bin/sleep 3; /bin/ls /) >/dev/null 2>&1 </dev/null &",
-            "exec",
-            "app",
-            &["/bin/sleep 3", "/bin/ls /"],
-        ),
+        ("sh -c (/bin/sleep 3; /bin/ls /) >/dev/null 2>&1 </dev/null &", "exec", "app", &["/bin/sleep 3", "/bin/ls /"]),
         ("/bin/sh -c /bin/id; /bin/sleep 2", "start", "dbg7", &["/bin/id", "/bin/sleep 2"]),
     ];
     let found = roots(&records);

@@ -54,12 +54,13 @@ fn observer_hears_every_verdict(cgroup: &Path) -> Result<()> {
     Ok(())
 }
 
+/// As a container's process: the exec of the load happens in the container's cgroup and in a mount namespace of its own.
 fn make_verdicts(cgroup: &Path) -> Result<()> {
-    let mut load = std::process::Command::new("/bin/seclog-load");
+    let mut load = std::process::Command::new("/bin/sh");
+    load.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec /bin/busybox unshare -m /bin/seclog-load \"$@\""]);
+    load.arg(cgroup);
     load.args(["--log", "getppid,execve", "--threads", &THREADS.to_string(), "--user", &USER.to_string()])
         .args(["--calls", &(CALLS / THREADS).to_string(), "--execs", &(EXECS / THREADS).to_string()])
-        .arg("--cgroup")
-        .arg(cgroup)
         .args(["--", "/bin/true", "an argument", "and another"]);
     run(&mut load).map(drop)
 }
