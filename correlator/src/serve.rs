@@ -1,7 +1,7 @@
 //! `serve`: intakes → queue → join → outlet, until told to stop.
 
 use crate::intake::agents::{Agents, AgentsError, Transport};
-use crate::intake::webhook::{Webhook, WebhookError};
+use crate::intake::webhook::{Limits, Webhook, WebhookError};
 use crate::intake::{self, Inputs, Queue, TlsFiles, file};
 use crate::join::{Config, Input, Join};
 use crate::outlet::{Format, Outlet, OutletError};
@@ -149,7 +149,8 @@ impl Intakes {
         }
         if let Some(addr) = args.audit_webhook_listen {
             let tls = tls.as_ref().ok_or(ServeError::NoTls)?;
-            let webhook = Webhook::bind(addr, tls, args.webhook_body_limit, queue.clone(), stop)?;
+            let limits = Limits { body: args.webhook_body_limit, ..Limits::default() };
+            let webhook = Webhook::bind(addr, tls, limits, queue.clone(), stop)?;
             tracing::info!(addr = %webhook.addr, "listening for audit webhook");
             servers.spawn(async move { Ok(webhook.serve().await?) });
         }

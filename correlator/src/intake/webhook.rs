@@ -26,8 +26,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
-/// How long a body waits for room in the queue. The API server gives a request 30 s.
-const PATIENCE: Duration = Duration::from_secs(10);
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 const BODY_WITHIN: Duration = Duration::from_secs(30);
 /// Bodies in memory at a time; with the largest body this bounds the memory of the endpoint.
 const BODIES_AT_ONCE: usize = 8;
@@ -43,6 +42,20 @@ pub enum WebhookError {
     Serve(io::Error),
 }
 
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub body: usize,
+    /// How long a body waits for room in the queue. The API server gives a request 30 s.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body: 64 << 20, patience: Duration::from_secs(10) }
+    }
+}
+
 /// A bound listener, not yet serving.
 #[derive(Debug)]
 pub struct Webhook {
@@ -56,7 +69,7 @@ pub struct Webhook {
 #[derive(Debug)]
 struct Shared {
     queue: Queue,
-    largest_body: usize,
+    limits: Limits,
     bodies: Semaphore,
     counters: Mutex<FeedCounters>,
     malformed: RateLimit,
@@ -67,7 +80,7 @@ impl Webhook {
     pub fn bind(
         addr: SocketAddr,
         tls: &TlsFiles,
-        largest_body: usize,
+        limits: Limits,
         queue: Queue,
         stop: watch::Receiver<bool>,
     ) -> Result<Self, WebhookError> {
@@ -78,7 +91,7 @@ impl Webhook {
         let addr = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Shared {
             queue,
-            largest_body,
+            limits,
             bodies: Semaphore::new(BODIES_AT_ONCE),
             counters: Mutex::default(),
             malformed: RateLimit::default(),
@@ -94,7 +107,7 @@ impl Webhook {
         let stopper = handle.clone();
         tokio::spawn(async move {
             let _ = stop.wait_for(|stop| *stop).await;
-            stopper.graceful_shutdown(Some(PATIENCE));
+            stopper.graceful_shutdown(Some(DRAIN_WITHIN));
         });
         let app = Router::new().fallback(receive).with_state(shared);
         axum_server::from_tcp(listener)
@@ -181,14 +194,14 @@ impl Shared {
         }
         let length = request.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > self.largest_body as u64) {
+        if length.is_some_and(|length| length > self.limits.body as u64) {
             return Err(self.too_large());
         }
-        let Ok(Ok(_bodies)) = tokio::time::timeout(PATIENCE, self.bodies.acquire()).await else {
+        let Ok(Ok(_bodies)) = tokio::time::timeout(self.limits.patience, self.bodies.acquire()).await else {
             return Err(refuse(StatusCode::TOO_MANY_REQUESTS, "too many requests at once"));
         };
         let body = self.body(request.into_body()).await?;
-        let room = self.queue.room(PATIENCE).await;
+        let room = self.queue.room(self.limits.patience).await;
         let room = room.map_err(|closed| refuse(StatusCode::SERVICE_UNAVAILABLE, closed.to_string()))?;
         let room = room.ok_or_else(|| refuse(StatusCode::TOO_MANY_REQUESTS, "the join is behind"))?;
         let inputs = self.read(peer, &body)?;
@@ -199,7 +212,7 @@ impl Shared {
     }
 
     async fn body(&self, body: Body) -> Result<axum::body::Bytes, Refusal> {
-        let reading = axum::body::to_bytes(body, self.largest_body);
+        let reading = axum::body::to_bytes(body, self.limits.body);
         match tokio::time::timeout(BODY_WITHIN, reading).await {
             Ok(Ok(body)) => Ok(body),
             Ok(Err(error))
@@ -214,7 +227,7 @@ impl Shared {
     }
 
     fn too_large(&self) -> Refusal {
-        let limit = self.largest_body;
+        let limit = self.limits.body;
         refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {limit} bytes (--webhook-body-limit)"))
     }
 

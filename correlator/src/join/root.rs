@@ -40,6 +40,7 @@ pub(super) struct Container {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Start {
+    start_boottime_ns: u64,
     pub(super) pid: u32,
     pub(super) comm: String,
     pub(super) uid: u32,
@@ -59,7 +60,8 @@ pub(super) struct Root {
     pub(super) starts_not_kept: u64,
     verdicts: BTreeMap<String, (String, String)>,
     verdicts_not_kept: BTreeMap<(String, String), u64>,
-    alive: BTreeSet<(u64, u32)>,
+    /// Processes (start, pid) that have exited.
+    exits: BTreeSet<(u64, u32)>,
     pub(super) exit: Option<(u64, i32)>,
     pub(super) first_seen: u64,
     pub(super) last_seen: u64,
@@ -103,7 +105,7 @@ impl Root {
             starts_not_kept: 0,
             verdicts: BTreeMap::new(),
             verdicts_not_kept: BTreeMap::new(),
-            alive: BTreeSet::new(),
+            exits: BTreeSet::new(),
             exit: None,
             first_seen: u64::MAX,
             last_seen: 0,
@@ -135,17 +137,23 @@ impl Root {
                 let key = (record.time_unix_ns, record.id);
                 // The root's own exec is what identifies it: it is kept even when the rest came first.
                 if self.starts.len() < config.starts_per_root || is_root_exec || self.starts.contains_key(&key) {
-                    let start = Start { pid: record.pid, comm: record.comm, uid: record.uid, program };
+                    let start = Start {
+                        start_boottime_ns: record.start_boottime_ns,
+                        pid: record.pid,
+                        comm: record.comm,
+                        uid: record.uid,
+                        program,
+                    };
                     self.starts.insert(key, start);
                 } else {
                     self.starts_not_kept += 1;
                 }
-                if self.alive.len() < config.starts_per_root {
-                    self.alive.insert(process);
-                }
             }
             Some(Detail::ProcessExit(exit)) => {
-                self.alive.remove(&process);
+                // More exits than starts that are kept tell nothing that is asked for.
+                if self.exits.len() < config.starts_per_root * 4 {
+                    self.exits.insert(process);
+                }
                 if is_root_process {
                     let said = (record.time_unix_ns, exit.exit_code);
                     self.exit = Some(self.exit.map_or(said, |known| known.min(said)));
@@ -222,8 +230,9 @@ impl Root {
         self.first_arrived.unwrap_or_default()
     }
 
+    /// A process whose start is kept has not exited.
     pub(super) fn is_running(&self) -> bool {
-        !self.alive.is_empty()
+        self.starts.values().any(|start| !self.exits.contains(&(start.start_boottime_ns, start.pid)))
     }
 
     pub(super) fn verdict_counts(&self) -> Vec<VerdictCount> {

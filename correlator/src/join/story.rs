@@ -287,7 +287,7 @@ impl Teller<'_> {
                     "what ran is not what was asked: an argument that named {SPO_UID} was replaced by the webhook"
                 ));
             }
-            last = last.max(root.last_seen);
+            last = root.last_seen.max(closed_at.unwrap_or_default());
         }
         session.claims = claims(&session, lead.spo_uid());
         let node = root.map(|(root, _)| &*root.key.node);

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod client;
 pub(crate) mod pki;
+pub(crate) mod scene;
 pub(crate) mod trace;
 
 use std::path::PathBuf;
