@@ -216,7 +216,8 @@ fn spawn_join(args: &ServeArgs, inputs: Inputs, outlet: Outlet) -> Result<Joinin
 }
 
 fn join_and_write(mut join: Join, runtime: &Handle, mut inputs: Inputs, mut outlet: Outlet) -> Result<(), OutletError> {
-    let mut next_tick = Instant::now();
+    outlet.write(&join.apply(Input::Now(intake::now())))?;
+    let mut next_tick = Instant::now() + TICK;
     loop {
         let received = runtime.block_on(async { tokio::time::timeout_at(next_tick.into(), inputs.recv()).await });
         match received {

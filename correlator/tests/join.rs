@@ -1,5 +1,7 @@
 //! The join's promises, on scenes built by hand.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says no more by handling them")]
+
 mod support;
 
 use proptest::prelude::*;

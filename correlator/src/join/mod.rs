@@ -33,6 +33,10 @@ use story::{Draft, Stories};
 use uuid::Uuid;
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all inputs are node records: a box would cost each an allocation"
+)]
 pub enum Input {
     Node {
         node: Arc<str>,
@@ -525,7 +529,9 @@ impl Join {
     /// Main processes of containers, once no request can be for them any more.
     fn retire(&mut self, part: &story::Part, before: u64) {
         for key in &part.roots {
-            if let Some((root, _)) = self.roots.get_mut(key).filter(|(root, _)| root.entered() < before) {
+            if let Some((root, _)) =
+                self.roots.get_mut(key).filter(|(root, _)| root.entered().max(root.first_arrival()) < before)
+            {
                 root.retire();
             }
         }

@@ -160,7 +160,7 @@ impl Root {
                 }
             }
             Some(Detail::Verdict(verdict)) => self.add_verdict(record.id, verdict, config),
-            Some(Detail::Loss(_)) | None => {}
+            Some(Detail::Loss(_) | Detail::VerdictCount(_) | Detail::CgroupMove(_)) | None => {}
         }
     }
 

@@ -162,8 +162,10 @@ impl Teller<'_> {
         }
         let mut draft = self.asked(ask, None, Evidence::AuditOnly, why, Vec::new());
         if expects {
-            let patience = self.around.config.node_patience_ns;
-            draft.ready = Ready { at: until.saturating_add(patience), nodes_past: Some(until), audit_past: None };
+            // Old requests may come with a file while the agents are still to connect.
+            let from = until.max(lead.arrived);
+            let at = from.saturating_add(self.around.config.node_patience_ns);
+            draft.ready = Ready { at, nodes_past: Some(until), audit_past: None };
         }
         draft
     }
@@ -197,7 +199,7 @@ impl Teller<'_> {
         let entered = root.entered();
         let patience = self.around.config.audit_lateness_ns;
         draft.ready = Ready {
-            at: entered.saturating_add(patience),
+            at: entered.max(root.first_arrival()).saturating_add(patience),
             nodes_past: None,
             // A request that fits it arrives before it, but for the skew of the clocks.
             audit_past: Some(entered.saturating_add(self.around.config.skew_ns)),
@@ -414,7 +416,9 @@ impl Teller<'_> {
             (!is_open(ask, None)).then(|| until.max(ask.closed_at().unwrap_or(0)))
         });
         let roots_idle = roots().map(|root| (!root.is_running()).then_some(root.last_seen));
-        let idle: Option<Vec<u64>> = asks_idle.chain(roots_idle).collect();
+        // Counted from its arrival where that was later: what comes from a buffer or a file is old already.
+        let arrived = attempts().map(|attempt| attempt.arrived).chain(roots().map(|root| root.arrived)).map(Some);
+        let idle: Option<Vec<u64>> = asks_idle.chain(roots_idle).chain(arrived).collect();
         Part {
             requests: attempts().map(|attempt| attempt.identity.clone()).collect(),
             roots: roots().map(|root| root.key.clone()).collect(),
