@@ -250,7 +250,9 @@ impl Root {
     }
 
     pub(super) fn trim(&mut self) {
+        let own = (self.key.start_boottime_ns, self.key.pid);
         self.starts.retain(|_, start| start.program.is_session_root);
+        self.exits.retain(|process| *process == own);
         self.verdicts.clear();
         self.verdicts_not_kept.clear();
     }
