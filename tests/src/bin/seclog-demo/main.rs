@@ -29,11 +29,7 @@ const COMMAND: [&str; 3] = ["sh", "-c", "/bin/id; /bin/cat /etc/hostname; exit 3
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let outcome = tokio::select! {
-        outcome = story() => outcome,
-        interrupted = interrupted() => interrupted.and_then(|()| bail!("interrupted")),
-    };
-    match outcome {
+    match until_interrupted().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe demo stopped: {error:#}");
@@ -42,11 +38,13 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn interrupted() -> Result<()> {
+async fn until_interrupted() -> Result<()> {
+    // Taken over before anything is started: from here on, no signal ends this program without its cleaning up.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+        outcome = story() => outcome,
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
     }
 }
 
