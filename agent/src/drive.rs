@@ -26,6 +26,7 @@ use crate::{
     },
     clock::{self, Offset},
     pipeline::Pipeline,
+    quiet::Pulse,
     throttle::Throttle,
     uplink::Batch,
 };
@@ -49,7 +50,13 @@ pub struct Sources {
 }
 
 /// Feeds the pipeline until `stop` is set or nobody takes batches any more.
-pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batch>, stop: &AtomicBool) {
+pub fn run(
+    mut sources: Sources,
+    pipeline: Pipeline,
+    batches: &mpsc::Sender<Batch>,
+    stop: &AtomicBool,
+    pulse: &Pulse,
+) {
     let mut driver = Driver::new(pipeline);
     loop {
         let ending = stop.load(Ordering::Relaxed);
@@ -57,6 +64,7 @@ pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batc
             wait(&sources, if driver.pipeline.is_waiting() { BUSY } else { IDLE });
         }
         let more = driver.pass(&mut sources, ending);
+        pulse.beat();
         if !driver.hand_over(batches) {
             return;
         }

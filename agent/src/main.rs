@@ -3,7 +3,10 @@
 use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use seclog_agent::run::{self, RunArgs};
+use seclog_agent::{
+    quiet,
+    run::{self, RunArgs},
+};
 use tracing_subscriber::EnvFilter;
 
 /// Sees what runs in the containers of this node, and which remote session it belongs to.
@@ -20,7 +23,10 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Capture, and send or print node records until stopped.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
+    /// Started by `run` itself: removes quiet mode's audit rule when the agent is killed.
+    #[command(name = quiet::guard::SUBCOMMAND, hide = true)]
+    QuietGuard,
 }
 
 fn main() -> ExitCode {
@@ -28,7 +34,10 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SECLOG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let color = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
-    let Command::Run(args) = cli.command;
+    let args = match cli.command {
+        Command::Run(args) => args,
+        Command::QuietGuard => return quiet::guard::run(),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -36,7 +45,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match runtime.block_on(run::run(args)) {
+    match runtime.block_on(run::run(*args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot run");

@@ -16,7 +16,7 @@ use seclog_proto::v1::HookStatus;
 use thiserror::Error;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     drive::{self, Sources},
     lineage::{Processes, read_proc},
     pipeline::Pipeline,
+    quiet,
     record::Origins,
     uplink::{self, Identity, Sink, StreamConfig, Tls, UplinkError},
 };
@@ -72,6 +73,8 @@ pub struct RunArgs {
     /// Bytes of records kept while the correlator does not take them.
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
     buffer_bytes: usize,
+    #[command(flatten)]
+    quiet: quiet::QuietArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -121,14 +124,18 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     let (sender, batches) = mpsc::channel(QUEUE);
     let thread_stop = Arc::clone(&stop);
+    let pulse = Arc::new(quiet::Pulse::default());
+    let alive = Arc::downgrade(&pulse);
     let thread = thread::Builder::new()
         .name("pipeline".into())
-        .spawn(move || drive::run(sources, pipeline, &sender, &thread_stop))
+        .spawn(move || drive::run(sources, pipeline, &sender, &thread_stop, &pulse))
         .map_err(RunError::Start)?;
     let active: Vec<&str> = hooks.iter().filter(|hook| hook.active).map(|hook| hook.name.as_str()).collect();
     tracing::info!(sources = ?active, "capturing");
+    let hooks = watch::Sender::new(hooks);
+    let quiet = quiet::Supervisor::start(&args.quiet, alive, hooks.clone());
 
-    let delivery = uplink::deliver(batches, names, sink, identity, hooks);
+    let delivery = uplink::deliver(batches, names, sink, identity, hooks.subscribe());
     tokio::pin!(delivery);
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
@@ -138,6 +145,9 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         _ = interrupt.recv() => None,
     };
     tracing::info!("stopping: handing over what was captured");
+    if let Some(quiet) = quiet {
+        quiet.stop();
+    }
     stop.store(true, Ordering::Relaxed);
     let _ = wake.write(1);
     let result = match early {

@@ -7,7 +7,7 @@ use std::{io::Write as _, sync::Arc};
 
 use seclog_proto::v1::{HookStatus, NodeRecord};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use buffer::Buffer;
 pub use stream::{Identity, StreamConfig, Tls};
@@ -45,7 +45,7 @@ pub async fn deliver(
     mut names: Names,
     sink: Sink,
     identity: Identity,
-    hooks: Vec<HookStatus>,
+    hooks: watch::Receiver<Vec<HookStatus>>,
 ) -> Result<(), UplinkError> {
     match sink {
         Sink::Stdout => {

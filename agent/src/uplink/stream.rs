@@ -14,7 +14,7 @@ use seclog_proto::v1::{
     correlator_message, node_stream_client::NodeStreamClient,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -105,7 +105,7 @@ impl StreamConfig {
 pub(super) async fn run(
     config: StreamConfig,
     identity: Identity,
-    hooks: Vec<HookStatus>,
+    hooks: watch::Receiver<Vec<HookStatus>>,
     buffer: Arc<Buffer>,
 ) -> Result<(), UplinkError> {
     let channel = config.endpoint()?.connect_lazy();
@@ -143,7 +143,12 @@ fn with_jitter(wait: Duration) -> Duration {
     wait / 2 + wait.mul_f64((random % 1000) as f64 / 2000.0)
 }
 
-async fn connect_once(channel: Channel, identity: &Identity, hooks: &[HookStatus], buffer: &Buffer) -> Ended {
+async fn connect_once(
+    channel: Channel,
+    identity: &Identity,
+    hooks: &watch::Receiver<Vec<HookStatus>>,
+    buffer: &Buffer,
+) -> Ended {
     // Few messages in flight: the transport's own window is what limits.
     let (sender, receiver) = mpsc::channel(4);
     let hello = Hello {
@@ -153,7 +158,7 @@ async fn connect_once(channel: Channel, identity: &Identity, hooks: &[HookStatus
         agent_version: env!("CARGO_PKG_VERSION").into(),
         epoch: buffer.epoch,
         oldest_sequence: buffer.oldest_sequence(),
-        hooks: hooks.to_vec(),
+        hooks: hooks.borrow().clone(),
     };
     if sender.send(message(agent_message::Message::Hello(hello))).await.is_err() {
         return Ended::Broken("the stream closed at once".into());
@@ -178,7 +183,7 @@ async fn connect_once(channel: Channel, identity: &Identity, hooks: &[HookStatus
 async fn exchange(
     sender: &mpsc::Sender<AgentMessage>,
     answers: &mut Streaming<CorrelatorMessage>,
-    hooks: &[HookStatus],
+    hooks: &watch::Receiver<Vec<HookStatus>>,
     buffer: &Buffer,
 ) -> Ended {
     let mut next = buffer.oldest_sequence();
@@ -221,7 +226,7 @@ async fn exchange(
                 let beat = Heartbeat {
                     watermark_unix_ns,
                     sent_unix_ns: clock::unix_ns(),
-                    hooks: hooks.to_vec(),
+                    hooks: hooks.borrow().clone(),
                     counters: counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>(),
                 };
                 if sender.send(message(agent_message::Message::Heartbeat(beat))).await.is_err() {
