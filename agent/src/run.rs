@@ -114,6 +114,9 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         None => nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
     };
     let identity = Identity { cluster: args.cluster.clone(), node, boot_id: boot_id.clone() };
+    // Before anything that must be ended in order is started.
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
     let sink = sink(&args)?;
     let names = names(args.cri_socket.clone()).await;
 
@@ -137,8 +140,6 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     let delivery = uplink::deliver(batches, names, sink, identity, hooks.subscribe());
     tokio::pin!(delivery);
-    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
     let early = tokio::select! {
         result = &mut delivery => Some(result),
         _ = terminate.recv() => None,
