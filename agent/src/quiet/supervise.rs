@@ -102,7 +102,7 @@ impl Supervisor {
 
 fn clean_up(state: PathBuf) {
     if let Err(error) = remove_left_behind(&state) {
-        tracing::warn!(%error, "whether a former run's quiet mode left its audit rule behind is not known");
+        tracing::warn!(%error, "what a former run's quiet mode left behind could not be cleared up");
     }
 }
 
