@@ -49,6 +49,9 @@ pub struct PipelineCounters {
     pub only_audit: u64,
     /// Verdicts whose process was not known.
     pub unpinned: u64,
+    /// Node records made, and those of them that tell of losses.
+    pub records: u64,
+    pub losses: u64,
 }
 
 // === impl Pipeline ===
@@ -177,6 +180,7 @@ impl Pipeline {
         out: &mut Vec<NodeRecord>,
     ) {
         self.losses += 1;
+        self.counters.losses += 1;
         let mut record = record::describe(&self.origins, offset, until_boot_ns, None, None, &mut self.cgroups);
         record.id = self.origins.kernel_id(&format!("x{}", self.losses));
         let (from, until) = (offset.to_unix(from_boot_ns), offset.to_unix(until_boot_ns));
