@@ -121,7 +121,7 @@ impl Loop {
         let mut quiet = match QuietMode::enter(self.options.clone(), self.hook_attached) {
             Ok(quiet) => quiet,
             Err(error) => {
-                tracing::warn!(reason = %error, "quiet mode is not entered; audit records go on");
+                tracing::warn!(reason = %error, "quiet mode is not entered");
                 self.tell(capture::inactive(STATUS, error));
                 return false;
             }
