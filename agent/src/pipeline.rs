@@ -191,11 +191,12 @@ impl Pipeline {
     /// Hands out what has waited long enough. Call it when lineage is in up to `now_boot_ns`; with `ending`, nothing
     /// waits any longer.
     pub fn advance(&mut self, now_boot_ns: u64, offset: Offset, ending: bool, out: &mut Vec<NodeRecord>) {
-        while let Some(verdict) = self.fuse.next(if ending { u64::MAX } else { now_boot_ns }) {
+        while let Some(verdict) = self.fuse.next(now_boot_ns, ending) {
             self.pin(&verdict, now_boot_ns, offset, out);
         }
         let mut settled = Vec::new();
-        self.attempts.settle(&self.processes, now_boot_ns, ending, &mut settled);
+        let times = (now_boot_ns, self.fuse.hold_ns(now_boot_ns));
+        self.attempts.settle(&self.processes, times, ending, &mut settled);
         for (key, mut record, target) in settled {
             if let (Some(target), Some(Detail::Verdict(verdict))) = (target, &mut record.detail) {
                 verdict.target_id = self.origins.kernel_id(&target);
@@ -256,7 +257,7 @@ impl Pipeline {
 
     /// Boot clock time up to which every record was handed out, when lineage is in up to `drained_boot_ns`.
     pub fn watermark(&self, drained_boot_ns: u64) -> u64 {
-        let held = if self.fuse.held() > 0 { crate::fuse::HOLD_NS } else { 0 };
+        let held = if self.fuse.held() > 0 { self.fuse.hold_ns(drained_boot_ns) } else { 0 };
         let now = drained_boot_ns.saturating_sub(held + IN_FLIGHT_NS + TICK_NS);
         self.attempts.oldest().map_or(now, |oldest| now.min(oldest))
     }
