@@ -217,7 +217,6 @@ fn start(
             "no cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified: processes cannot be attributed to containers"
         );
     }
-    let host_mounts = mount_namespace("/proc/1/ns/mnt").or_else(|| mount_namespace("/proc/self/ns/mnt")).unwrap_or(0);
     let scope = kernel::Scope::find(cgroups.root(), cri_socket, &args.scope_cgroup);
     match &scope.unbounded {
         Some(reason) => {
@@ -227,10 +226,15 @@ fn start(
             tracing::info!(pods = ?scope.pods, others = ?scope.others, "processes below these cgroups are followed")
         }
     }
+    // The runtime service can have a mount namespace of its own, which is no container's (OpenShift's kubens).
+    let host = mount_namespace("/proc/1/ns/mnt").or_else(|| mount_namespace("/proc/self/ns/mnt"));
+    let runtime = scope.service_pid.and_then(|pid| mount_namespace(&format!("/proc/{pid}/ns/mnt")));
+    let mut host_mounts: Vec<u64> = host.into_iter().chain(runtime).collect();
+    host_mounts.dedup();
     let options = kernel::Options {
         hook: args.verdict_hook,
         ring_bytes: args.ring_bytes,
-        host_mount_namespace: host_mounts,
+        host_mount_namespaces: host_mounts.clone(),
         scope: scope.clone(),
         wanted: args.wanted_variable.clone(),
     };

@@ -74,7 +74,8 @@ pub(crate) fn in_scope() -> bool {
 pub(crate) fn in_container(task: Pointer) -> bool {
     let namespace = kernel::mount_namespace(task);
     let pods = setting!(pod_scope_count);
-    namespace != 0 && namespace != setting!(host_mount_namespace) && (pods == 0 || under_any(pods))
+    let hosts = setting!(host_mount_namespaces);
+    namespace != 0 && namespace != hosts[0] && namespace != hosts[1] && (pods == 0 || under_any(pods))
 }
 
 #[inline(always)]

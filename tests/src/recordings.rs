@@ -180,7 +180,7 @@ pub fn node_records() -> Result<Vec<NodeRecord>> {
     let mut audit = audit.into_iter().peekable();
 
     let origins = Origins { boot_id: Arc::from(BOOT_ID), epoch: 1 };
-    let mut processes = Processes::new(HOST_MOUNT_NAMESPACE);
+    let mut processes = Processes::new([HOST_MOUNT_NAMESPACE]);
     add_runtime_service(&mut processes);
     let mut pipeline = Pipeline::new(origins, processes, Cgroups::recorded(cgroups));
     let mut records = Vec::new();

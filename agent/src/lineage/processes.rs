@@ -86,7 +86,7 @@ pub struct Process {
 /// All processes that live or ended a short while ago.
 #[derive(Debug)]
 pub struct Processes {
-    host_mount_namespace: u64,
+    host_mount_namespaces: Vec<u64>,
     by_key: HashMap<ProcessKey, Process>,
     /// Processes of one pid, oldest first; the last may live.
     by_pid: HashMap<u32, Vec<ProcessKey>>,
@@ -145,10 +145,10 @@ impl Process {
 // === impl Processes ===
 
 impl Processes {
-    /// `host_mount_namespace`: inode number of the host's, to tell containers' from it. 0: unknown.
-    pub fn new(host_mount_namespace: u64) -> Self {
+    /// Inode numbers of mount namespaces that are no container's.
+    pub fn new(host_mount_namespaces: impl IntoIterator<Item = u64>) -> Self {
         Self {
-            host_mount_namespace,
+            host_mount_namespaces: host_mount_namespaces.into_iter().collect(),
             by_key: HashMap::new(),
             by_pid: HashMap::new(),
             exited: VecDeque::new(),
@@ -221,7 +221,7 @@ impl Processes {
 
     fn remember_namespace(&mut self, mount_namespace: u64, container: &Arc<str>) {
         if mount_namespace == 0
-            || mount_namespace == self.host_mount_namespace
+            || self.host_mount_namespaces.contains(&mount_namespace)
             || self.namespaces.contains_key(&mount_namespace)
         {
             return;
@@ -461,7 +461,7 @@ impl Processes {
         image: &Image,
         container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>,
     ) -> Option<Arc<Root>> {
-        let in_host_mounts = image.mount_namespace == self.host_mount_namespace;
+        let in_host_mounts = self.host_mount_namespaces.contains(&image.mount_namespace);
         let orphan = self.by_key.get(&key).is_some_and(|process| process.origin == Origin::Unknown);
         let (container, entry) = match container_of(image.cgroup_id) {
             // The runtime's own stages run in the container's cgroup before they enter its mount namespace.

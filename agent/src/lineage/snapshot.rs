@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_running_test_is_found_in_proc() {
-        let mut processes = super::Processes::new(0);
+        let mut processes = super::Processes::new([0]);
         super::read_proc(std::path::Path::new("/proc"), &mut processes, &mut |_| (0, None, true));
         let own = processes.at(std::process::id(), u64::MAX, u64::MAX).expect("this process");
         assert!(!own.image().argv.arguments.is_empty());

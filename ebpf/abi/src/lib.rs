@@ -221,13 +221,13 @@ pub struct OverflowCount {
 #[repr(C)]
 pub struct Settings {
     pub offsets: Offsets,
-    /// Inode number of the host's mount namespace. 0: unknown.
-    pub host_mount_namespace: u32,
+    /// Inode numbers of mount namespaces that are no container's: the host's, and the runtime service's where it has one
+    /// of its own (OpenShift's kubens). 0: unknown.
+    pub host_mount_namespaces: [u32; 2],
     /// Entries of the scope map in use. 0: every process matters.
     pub scope_count: u32,
     /// Of those, the first so many hold containers.
     pub pod_scope_count: u32,
-    pub reserved: u32,
     pub wanted: [Wanted; WANTED_MAX],
 }
 
@@ -267,10 +267,9 @@ impl Wanted {
 impl Settings {
     pub const NONE: Self = Self {
         offsets: Offsets::NONE,
-        host_mount_namespace: 0,
+        host_mount_namespaces: [0; 2],
         scope_count: 0,
         pod_scope_count: 0,
-        reserved: 0,
         wanted: [Wanted::NONE; WANTED_MAX],
     };
 }

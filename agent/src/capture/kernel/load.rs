@@ -49,7 +49,8 @@ pub enum VerdictHook {
 pub struct Options {
     pub hook: VerdictHook,
     pub ring_bytes: u32,
-    pub host_mount_namespace: u64,
+    /// Of the host, and of the runtime service.
+    pub host_mount_namespaces: Vec<u64>,
     pub scope: Scope,
     /// Names of environment variables looked for at session roots; at most [`WANTED_MAX`].
     pub wanted: Vec<String>,
@@ -325,10 +326,11 @@ fn settings(options: &Options) -> Result<Settings, LoadError> {
     }
     Ok(Settings {
         offsets,
-        host_mount_namespace: u32::try_from(options.host_mount_namespace).unwrap_or(0),
+        host_mount_namespaces: [0, 1].map(|index| {
+            options.host_mount_namespaces.get(index).and_then(|inode| u32::try_from(*inode).ok()).unwrap_or(0)
+        }),
         scope_count: if bounded { (scope.pods.len() + scope.others.len()) as u32 } else { 0 },
         pod_scope_count: if bounded { scope.pods.len() as u32 } else { 0 },
-        reserved: 0,
         wanted,
     })
 }

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::fd::AsRawFd as _,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
 };
@@ -19,6 +18,8 @@ pub struct Scope {
     pub others: Vec<String>,
     /// Why everything matters, when it does.
     pub unbounded: Option<String>,
+    /// The process that serves the CRI socket.
+    pub service_pid: Option<i32>,
 }
 
 // === impl Scope ===
@@ -37,7 +38,8 @@ impl Scope {
         if scope.pods.is_empty() {
             scope.unbounded = Some("kubelet has made no kubepods cgroup yet".into());
         }
-        match cri_socket.map(service_cgroup) {
+        scope.service_pid = cri_socket.and_then(service_pid);
+        match cri_socket.map(|_| scope.service_pid.and_then(cgroup_of)) {
             Some(Some(path)) if path == "/" => {
                 scope.unbounded = Some("the container runtime runs in the root cgroup".into());
             }
@@ -67,12 +69,15 @@ impl Scope {
     }
 }
 
-/// The cgroup of the process that serves a unix socket.
-fn service_cgroup(socket: &Path) -> Option<String> {
+/// The process that serves a unix socket.
+fn service_pid(socket: &Path) -> Option<i32> {
     let stream = UnixStream::connect(socket).ok()?;
-    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
-    tracing::debug!(socket = stream.as_raw_fd(), pid = peer.pid(), "the process behind the CRI socket");
-    let text = fs::read_to_string(format!("/proc/{}/cgroup", peer.pid())).ok()?;
+    // 0: it is in a pid namespace that we do not see.
+    getsockopt(&stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()).filter(|pid| *pid != 0)
+}
+
+fn cgroup_of(pid: i32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 

@@ -14,7 +14,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { processes: Processes::new(HOST_MOUNTS), now: 0 }
+        Self { processes: Processes::new([HOST_MOUNTS]), now: 0 }
     }
 
     fn event(&mut self, pid: u32, inside: bool, kind: EventKind) -> Applied {
@@ -280,7 +280,7 @@ fn what_proc_told_and_what_happened_before_it_was_read_are_merged() {
 
 #[test]
 fn processes_that_neither_matter_nor_made_one_that_does_are_forgotten() {
-    let mut processes = Processes::new(HOST_MOUNTS);
+    let mut processes = Processes::new([HOST_MOUNTS]);
     for (pid, parent) in [(1, 0), (10, 1), (11, 10), (20, 1)] {
         let task = Task { pid, start_boottime_ns: u64::from(pid), ..Default::default() };
         processes.insert_rebuilt(&task, parent, None, false, Image::default());
