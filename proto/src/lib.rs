@@ -6,14 +6,14 @@ pub mod text;
 
 /// `seclog.v1`: node records and the stream that carries them.
 pub mod v1 {
-    #![allow(missing_debug_implementations, clippy::all, reason = "generated")]
+    #![allow(missing_debug_implementations, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
 
     tonic::include_proto!("seclog.v1");
 }
 
 /// `runtime.v1`: the Kubernetes Container Runtime Interface.
 pub mod cri {
-    #![allow(missing_debug_implementations, clippy::all, reason = "generated")]
+    #![allow(missing_debug_implementations, clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
 
     tonic::include_proto!("runtime.v1");
 }
