@@ -188,7 +188,10 @@ impl Report {
 }
 
 fn verdict(findings: &[Finding]) -> Verdict {
-    if findings.iter().any(|f| matches!(f.severity, Severity::Error | Severity::Warning)) {
+    if findings.iter().any(|f| f.code == Code::NoCrioConfig) {
+        // No CRI-O here: whatever else was found is not about its logging.
+        Verdict::Unchecked
+    } else if findings.iter().any(|f| matches!(f.severity, Severity::Error | Severity::Warning)) {
         Verdict::Problems
     } else if findings.iter().any(|f| f.code.prevents_check()) {
         Verdict::Unchecked

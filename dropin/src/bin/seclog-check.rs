@@ -1,10 +1,13 @@
-//! Drives the check until the agent has its subcommand.
+//! Drives check and render until agent and correlator have their subcommands.
 use clap::Parser;
 #[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    args: seclog_dropin::check::CheckArgs,
+enum Cli {
+    Check(seclog_dropin::check::CheckArgs),
+    Render(Box<seclog_dropin::render::RenderArgs>),
 }
 fn main() -> std::process::ExitCode {
-    seclog_dropin::check::check(&Cli::parse().args)
+    match Cli::parse() {
+        Cli::Check(args) => seclog_dropin::check::check(&args),
+        Cli::Render(args) => seclog_dropin::render::render(&args),
+    }
 }

@@ -49,7 +49,9 @@ impl Root {
 
     fn open_below(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(&self.dir, path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty(), resolve)
+        // openat2 refuses flags that mean nothing for a PATH handle.
+        let flags = if flags.contains(OFlags::PATH) { flags } else { flags | OFlags::NOCTTY | OFlags::NONBLOCK };
+        openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     /// A handle that reaches the file without opening it, or why there is none.
@@ -79,7 +81,7 @@ impl Root {
             Err(error) => return (Content::Unreadable(reason(error)), meta),
         }
         drop(fd);
-        let file = match self.open_below(path, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let file = match self.open_below(path, OFlags::RDONLY) {
             Ok(fd) => File::from(fd),
             Err(error) => return (Content::Unreadable(reason(error)), meta),
         };
@@ -96,7 +98,7 @@ impl Root {
 
     /// Whether some line of a long file contains the bytes, reading at most `limit`.
     pub(crate) fn contains(&self, path: &str, needle: &[u8], limit: u64) -> Option<bool> {
-        let file = File::from(self.open_below(path, OFlags::RDONLY | OFlags::NONBLOCK).ok()?);
+        let file = File::from(self.open_below(path, OFlags::RDONLY).ok()?);
         let mut file = file.take(limit);
         let mut window = Vec::with_capacity(1 << 17);
         let mut chunk = vec![0; 1 << 16];
@@ -116,7 +118,7 @@ impl Root {
 
     /// Entries sorted by bytes, as Go's filepath.Walk sees them: links are not followed.
     pub(crate) fn list(&self, path: &str) -> Result<Vec<DirEntry>, Errno> {
-        let dir = self.open_below(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK)?;
+        let dir = self.open_below(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut entries = Vec::new();
         for entry in Dir::read_from(&dir)? {
             let entry = entry?;

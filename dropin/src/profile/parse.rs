@@ -253,7 +253,7 @@ mod tests {
     fn what_is_no_profile_says_why() {
         for (text, reason) in [
             ("", "EOF while parsing a value at line 1 column 0 (line 1)"),
-            ("[]", "invalid length 0, expected struct RawProfile with 4 elements at line 1 column 2 (line 1)"),
+            ("[]", "there is no defaultAction"),
             ("{}", "there is no defaultAction"),
             (r#"{"defaultAction":"SCMP_ACT_LOGG"}"#, r#"defaultAction has an action nobody knows: "SCMP_ACT_LOGG""#),
             (
