@@ -115,6 +115,16 @@ fn programs(root: &Root, merged: &Merged, version: Option<CrioVersion>) -> BTree
     names.into_iter().map(|name| (name.to_owned(), program(name))).collect()
 }
 
+/// The pid of the running crio.
+pub(crate) fn crio_pid(root: &Root) -> Option<u32> {
+    process::pid_of(root, "crio")
+}
+
+/// CRI-O's live configuration alone.
+pub(crate) fn live(root: &Root, given: Option<&Path>) -> Live {
+    ask(root, given).live
+}
+
 /// What the socket said.
 struct Answer {
     version: Option<CrioVersion>,

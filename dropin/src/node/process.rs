@@ -27,7 +27,7 @@ pub(crate) fn runs(root: &Root, name: &str) -> Known<bool> {
     }
 }
 
-fn pid_of(root: &Root, name: &str) -> Option<u32> {
+pub(crate) fn pid_of(root: &Root, name: &str) -> Option<u32> {
     let entries = root.list("/proc").ok()?;
     let pids = entries.iter().filter_map(|e| e.name.parse::<u32>().ok()).take(MAX_PROCESSES);
     pids.into_iter().find(|pid| root.text(&format!("/proc/{pid}/comm"), 64).is_some_and(|c| c.trim_end() == name))

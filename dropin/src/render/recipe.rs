@@ -48,7 +48,7 @@ pub(super) fn render(args: &NodepoolArgs) -> Result<String, RenderError> {
             .and_then(|p| p.line)
             .map_or(String::new(), |l| format!(" (line {l} of the drop-in)"));
         out.push_str(&yaml::comment(&format!(
-            "- {} {}{place}: {}. {}.",
+            "- {} {}{place}: {}; so: {}",
             finding.severity, finding.code, finding.what, finding.consequence
         )));
     }
