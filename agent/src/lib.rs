@@ -1,1 +1,16 @@
-//! Placeholder.
+//! seclog-agent: what happens in containers of one node, as node records.
+//!
+//! The way of a record: `capture` → `pipeline` (`lineage`, `fuse`, `container`) → `uplink`. Each arrow is one direction.
+
+pub mod abi_names;
+pub mod capture;
+pub mod clock;
+pub mod container;
+pub mod drive;
+pub mod fuse;
+pub mod lineage;
+pub mod pipeline;
+pub mod record;
+pub mod run;
+pub mod throttle;
+pub mod uplink;

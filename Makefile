@@ -1,0 +1,37 @@
+# make demo    a real container, a real exec, the session that seclog makes of it
+# make test    everything: unit tests, recordings, real containers, real kernels (SECLOG_KERNELS="5.10 6.1 6.12 sid")
+# make bench   what is measured
+# make lint    formatting and clippy
+# The first run installs what is missing (Debian 12, as root).
+
+SHELL := /bin/bash
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
+export SECLOG_KERNELS ?= 6.1
+
+.PHONY: demo test bench lint setup build clean
+
+demo: build
+	$(CARGO_TARGET_DIR)/debug/seclog-demo
+
+test: build
+	tests/setup/kernels.sh
+	tests/setup/test.sh
+
+bench: setup
+	cargo bench --workspace
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+setup:
+	tests/setup/packages.sh
+	tests/setup/bpf-linker.sh
+
+build: setup
+	cargo build --workspace --bins
+
+clean:
+	cargo clean
+	rm -rf ebpf/target

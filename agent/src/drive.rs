@@ -1,0 +1,298 @@
+//! The pipeline's thread: waits for the sources, feeds the pipeline, hands batches over, accounts for losses.
+
+use std::{
+    os::fd::{AsRawFd as _, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
+};
+use seclog_abi::program;
+use seclog_proto::v1::NodeRecord;
+use tokio::sync::mpsc;
+
+use crate::{
+    capture::{
+        audit::{self, AUDIT_SECCOMP, AuditReader, SerialGaps},
+        kernel::{KernelCapture, Record, decode},
+    },
+    clock::{self, Offset},
+    pipeline::Pipeline,
+    throttle::Throttle,
+    uplink::Batch,
+};
+
+/// Ring records and datagrams taken in one pass, so that no source starves another.
+const BUDGET: usize = 16_384;
+/// Longest sleep while something waits for its time, and while nothing does.
+const BUSY: u16 = 25;
+const IDLE: u16 = 500;
+/// After a wake-up, time for more to come: one pass for many events.
+const GATHER: Duration = Duration::from_millis(2);
+const ACCOUNT_NS: u64 = 1_000_000_000;
+
+/// What works on this host.
+#[derive(Debug)]
+pub struct Sources {
+    pub kernel: Option<KernelCapture>,
+    pub audit: Option<AuditReader>,
+    /// Signalled by the audit reader and to stop.
+    pub wake: Arc<EventFd>,
+}
+
+/// Feeds the pipeline until `stop` is set or nobody takes batches any more.
+pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batch>, stop: &AtomicBool) {
+    let mut driver = Driver::new(pipeline);
+    loop {
+        let ending = stop.load(Ordering::Relaxed);
+        if !ending {
+            wait(&sources, if driver.pipeline.is_waiting() { BUSY } else { IDLE });
+        }
+        let more = driver.pass(&mut sources, ending);
+        if !driver.hand_over(batches) {
+            return;
+        }
+        if ending && !more {
+            return;
+        }
+    }
+}
+
+struct Driver {
+    pipeline: Pipeline,
+    out: Vec<NodeRecord>,
+    gaps: SerialGaps,
+    accounted_ns: u64,
+    before: Totals,
+    malformed: Throttle,
+    counters: Option<Vec<(&'static str, u64)>>,
+    watermark_boot_ns: u64,
+    offset: Offset,
+    malformed_audit: u64,
+    malformed_ring: u64,
+    audit_closed: bool,
+}
+
+/// Loss counters at the last accounting.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    verdict_ring_full: u64,
+    lineage_ring_full: u64,
+    overruns: u64,
+    queue_full: u64,
+}
+
+// === impl Driver ===
+
+impl Driver {
+    fn new(pipeline: Pipeline) -> Self {
+        Self {
+            pipeline,
+            out: Vec::new(),
+            gaps: SerialGaps::default(),
+            accounted_ns: clock::boot_ns(),
+            before: Totals::default(),
+            malformed: Throttle::new(10_000_000_000),
+            counters: None,
+            watermark_boot_ns: 0,
+            offset: Offset::now(),
+            malformed_audit: 0,
+            malformed_ring: 0,
+            audit_closed: false,
+        }
+    }
+
+    /// One round over all sources; true when some may hold more.
+    fn pass(&mut self, sources: &mut Sources, ending: bool) -> bool {
+        // Read before draining: everything stamped by then is in, but for what is in flight.
+        let now = clock::boot_ns();
+        self.offset = Offset::now();
+        let mut more = false;
+        if let Some(kernel) = &mut sources.kernel {
+            more |= self.drain_lineage(&mut kernel.lineage);
+            more |= self.drain_verdicts(&mut kernel.verdicts, now);
+        }
+        if let Some(audit) = &sources.audit {
+            more |= self.drain_audit(audit, now);
+        }
+        if !more {
+            self.pipeline.advance(now, self.offset, ending, &mut self.out);
+            self.watermark_boot_ns = self.pipeline.watermark(now);
+        }
+        if now >= self.accounted_ns + ACCOUNT_NS || ending {
+            self.account(sources, now);
+        }
+        more
+    }
+
+    fn drain_lineage(&mut self, ring: &mut RingBuf<MapData>) -> bool {
+        for _ in 0..BUDGET {
+            let Some(item) = ring.next() else { return false };
+            match decode(&item) {
+                Ok(Record::Lineage(event)) => self.pipeline.lineage(&event, self.offset, &mut self.out),
+                Ok(Record::Verdict(_)) => self.malformed_ring += 1,
+                Err(error) => {
+                    self.malformed_ring += 1;
+                    if self.malformed.allows(clock::boot_ns()) {
+                        tracing::warn!(%error, "a lineage record was skipped");
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn drain_verdicts(&mut self, ring: &mut RingBuf<MapData>, now: u64) -> bool {
+        for _ in 0..BUDGET {
+            let Some(item) = ring.next() else { return false };
+            match decode(&item) {
+                Ok(Record::Verdict(verdict)) => self.pipeline.kernel_verdict(verdict, now),
+                Ok(Record::Lineage(_)) => self.malformed_ring += 1,
+                Err(error) => {
+                    self.malformed_ring += 1;
+                    if self.malformed.allows(clock::boot_ns()) {
+                        tracing::warn!(%error, "a verdict record was skipped");
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn drain_audit(&mut self, audit: &AuditReader, now: u64) -> bool {
+        for _ in 0..BUDGET {
+            let Ok(datagram) = audit.datagrams.try_recv() else { return false };
+            // Records of every type share the numbering.
+            if let Ok((time, _)) = audit::stamp(&datagram.payload) {
+                self.gaps.saw(time.serial, now);
+            }
+            if datagram.message_type != AUDIT_SECCOMP {
+                continue;
+            }
+            match audit::parse(&datagram.payload) {
+                Ok(record) => self.pipeline.audit_verdict(record, self.offset, now),
+                Err(error) => {
+                    self.malformed_audit += 1;
+                    if self.malformed.allows(now) {
+                        let text = seclog_proto::text::from_bytes(&datagram.payload);
+                        tracing::warn!(%error, record = ?text, total = self.malformed_audit, "an audit record was skipped");
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Losses since the last accounting, as records; all counters, for the heartbeat.
+    fn account(&mut self, sources: &Sources, now: u64) {
+        let window = (self.accounted_ns, now);
+        self.accounted_ns = now;
+        let mut counters = vec![
+            ("lineage_events", self.pipeline.counters.lineage_events),
+            ("kernel_verdicts", self.pipeline.counters.kernel_verdicts),
+            ("audit_verdicts", self.pipeline.counters.audit_verdicts),
+            ("fused", self.pipeline.counters.fused),
+            ("only_kernel", self.pipeline.counters.only_kernel),
+            ("only_audit", self.pipeline.counters.only_audit),
+            ("unpinned", self.pipeline.counters.unpinned),
+            ("malformed_audit", self.malformed_audit),
+            ("malformed_ring", self.malformed_ring),
+            ("processes", self.pipeline.processes.len() as u64),
+        ];
+        if let Some(kernel) = &sources.kernel {
+            let (verdict, lineage) = (kernel.counters(program::VERDICT), kernel.lineage_counters());
+            counters.extend([
+                ("verdict_seen", verdict.seen),
+                ("verdict_submitted", verdict.submitted),
+                ("verdict_ring_full", verdict.ring_full),
+                ("lineage_seen", lineage.seen),
+                ("lineage_submitted", lineage.submitted),
+                ("lineage_ring_full", lineage.ring_full),
+            ]);
+            let full = "the ring was full: this process did not get to read it in time";
+            self.lost(("verdict_ring", full), verdict.ring_full - self.before.verdict_ring_full, window);
+            self.lost(("lineage_ring", full), lineage.ring_full - self.before.lineage_ring_full, window);
+            self.before.verdict_ring_full = verdict.ring_full;
+            self.before.lineage_ring_full = lineage.ring_full;
+        }
+        if let Some(audit) = &sources.audit {
+            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let (overruns, queue_full) = (load(&audit.counters.overruns), load(&audit.counters.queue_full));
+            counters.extend([
+                ("audit_received", load(&audit.counters.received)),
+                ("audit_overruns", overruns),
+                ("audit_queue_full", queue_full),
+                ("audit_malformed_datagrams", load(&audit.counters.malformed)),
+            ]);
+            if overruns > self.before.overruns {
+                let reason =
+                    format!("ENOBUFS {} times: the socket's receive buffer was full", overruns - self.before.overruns);
+                self.pipeline.loss(("audit_netlink", reason), None, window, self.offset, &mut self.out);
+            }
+            self.lost(("audit_netlink", "the agent's own queue was full"), queue_full - self.before.queue_full, window);
+            let gaps = self.gaps.take_lost(now);
+            let reason = "serial numbers never came: records of any type lost before they reached us, a lower bound";
+            self.lost(("audit_netlink", reason), gaps, window);
+            self.before.overruns = overruns;
+            self.before.queue_full = queue_full;
+            if audit.counters.closed.load(Ordering::Relaxed) && !self.audit_closed {
+                self.audit_closed = true;
+                let reason = "the audit socket is closed: nothing comes from audit until a restart".to_owned();
+                self.pipeline.loss(("audit_netlink", reason), None, window, self.offset, &mut self.out);
+            }
+        }
+        self.counters = Some(counters);
+    }
+
+    fn lost(&mut self, (source, reason): (&str, &str), count: u64, window: (u64, u64)) {
+        if count == 0 {
+            return;
+        }
+        tracing::warn!(source, count, reason, "records were lost");
+        self.pipeline.loss((source, reason.to_owned()), Some(count), window, self.offset, &mut self.out);
+    }
+
+    /// Waits while the uplink is slow: meanwhile the rings fill, and what they cannot take is counted. False when nobody
+    /// takes batches any more.
+    fn hand_over(&mut self, batches: &mpsc::Sender<Batch>) -> bool {
+        let counters = self.counters.take();
+        if self.out.is_empty() && counters.is_none() {
+            return !batches.is_closed();
+        }
+        let batch = Batch {
+            records: std::mem::take(&mut self.out),
+            watermark_unix_ns: self.offset.to_unix(self.watermark_boot_ns),
+            counters,
+        };
+        batches.blocking_send(batch).is_ok()
+    }
+}
+
+/// Until a source has something, or for so many milliseconds.
+fn wait(sources: &Sources, milliseconds: u16) {
+    let mut descriptors = vec![PollFd::new(std::os::fd::AsFd::as_fd(&*sources.wake), PollFlags::POLLIN)];
+    if let Some(kernel) = &sources.kernel {
+        for ring in [&kernel.lineage, &kernel.verdicts] {
+            // SAFETY: the ring outlives this call.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+            descriptors.push(PollFd::new(descriptor, PollFlags::POLLIN));
+        }
+    }
+    let ready = poll(&mut descriptors, PollTimeout::from(milliseconds)).unwrap_or(0);
+    if ready > 0 {
+        let woken = descriptors[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+        drop(descriptors);
+        if woken {
+            let _ = sources.wake.read();
+        }
+        thread::sleep(GATHER);
+    }
+}

@@ -1,0 +1,312 @@
+//! One verdict for what two sources saw.
+//!
+//! eBPF and audit report the same call of `audit_seccomp`. Both are paired by (process, syscall, ABI, action) within the
+//! coarse clock's tick, and by the instruction pointer as a check; a verdict that one source missed goes on alone when it
+//! has waited long enough. A loss in one source so never shifts later pairs: what does not fit in time is not paired.
+//!
+//! The two times can also lie further apart. audit_log_start() waits for room in kauditd's queue before it reads the clock
+//! (kernel/audit.c; the queue holds 64 records by default, so any burst waits), and a machine whose processors are taken
+//! away for a while ticks late, and audit's clock stands still until then. So a half that has waited in vain takes, at
+//! the end of its wait and in order, another one that was left over. When both sources lost a verdict of the same key
+//! within that time, those two are taken for one; that needs losses on both sides, which are reported.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::capture::{audit::AuditRecord, kernel::KernelVerdict};
+
+/// How long a verdict waits for its other half, and for the exec that follows it to be known: nanoseconds.
+pub const HOLD_NS: u64 = 250_000_000;
+/// Verdicts that wait at once; beyond it the oldest go on early.
+const MOST_HELD: usize = 65_536;
+/// audit's clock is the kernel's coarse one: early by up to a tick, at most 10 ms (HZ=100).
+const TICK_NS: u64 = 10_000_000;
+/// How far apart two halves may be that were left over.
+const LEFT_OVER_NS: u64 = HOLD_NS;
+/// Both clocks are read by us at different moments, and NTP slews one of them.
+const CLOCK_SLACK_NS: u64 = 2_000_000;
+
+/// One verdict by one or two sources.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    pub kernel: Option<KernelVerdict>,
+    pub audit: Option<AuditRecord>,
+    /// Boot clock: eBPF's, else audit's coarse time converted.
+    pub time_boot_ns: u64,
+}
+
+/// Pairs the verdicts of two sources.
+#[derive(Debug, Default)]
+pub struct Fuse {
+    held: VecDeque<Held>,
+    /// Number of `held[0]`.
+    first: u64,
+    /// Numbers of verdicts that wait for their other half, in order of arrival.
+    waiting: HashMap<Key, VecDeque<u64>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    verdict: Verdict,
+    key: Key,
+    until_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    pid: u32,
+    syscall: i64,
+    code: u32,
+}
+
+// === impl Fuse ===
+
+impl Fuse {
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    pub fn kernel(&mut self, verdict: KernelVerdict, now_ns: u64) {
+        let key = Key { pid: verdict.task.pid, syscall: verdict.syscall, code: verdict.code };
+        let time_boot_ns = verdict.time_boot_ns;
+        let partner = self.take_partner(key, |held| {
+            held.kernel.is_none() && held.audit.as_ref().is_some_and(|audit| agree(&verdict, audit, held.time_boot_ns))
+        });
+        match partner {
+            Some(held) => {
+                held.kernel = Some(verdict);
+                held.time_boot_ns = time_boot_ns;
+            }
+            None => self.hold(key, Verdict { kernel: Some(verdict), audit: None, time_boot_ns }, now_ns),
+        }
+    }
+
+    /// `time_boot_ns`: the record's time on the boot clock.
+    pub fn audit(&mut self, record: AuditRecord, time_boot_ns: u64, now_ns: u64) {
+        let key = Key { pid: record.pid, syscall: record.syscall, code: record.code };
+        let partner = self.take_partner(key, |held| {
+            held.audit.is_none() && held.kernel.as_ref().is_some_and(|kernel| agree(kernel, &record, time_boot_ns))
+        });
+        match partner {
+            Some(held) => held.audit = Some(record),
+            None => self.hold(key, Verdict { kernel: None, audit: Some(record), time_boot_ns }, now_ns),
+        }
+    }
+
+    /// The first waiting verdict of this key that fits, no longer waiting.
+    fn take_partner(&mut self, key: Key, fits: impl Fn(&Verdict) -> bool) -> Option<&mut Verdict> {
+        let waiting = self.waiting.get_mut(&key)?;
+        let (held, first) = (&self.held, self.first);
+        let position = waiting
+            .iter()
+            .position(|number| held.get((number - first) as usize).is_some_and(|held| fits(&held.verdict)))?;
+        let number = waiting.remove(position)?;
+        if waiting.is_empty() {
+            self.waiting.remove(&key);
+        }
+        self.held.get_mut((number - self.first) as usize).map(|held| &mut held.verdict)
+    }
+
+    fn hold(&mut self, key: Key, verdict: Verdict, now_ns: u64) {
+        let number = self.first + self.held.len() as u64;
+        self.waiting.entry(key).or_default().push_back(number);
+        self.held.push_back(Held { verdict, key, until_ns: now_ns + HOLD_NS });
+    }
+
+    /// The next verdict that has waited long enough, in order of arrival.
+    pub fn next(&mut self, now_ns: u64) -> Option<Verdict> {
+        loop {
+            let due = self.held.front().is_some_and(|held| held.until_ns <= now_ns || self.held.len() > MOST_HELD);
+            if !due {
+                return None;
+            }
+            let Held { mut verdict, key, .. } = self.held.pop_front()?;
+            let number = self.first;
+            self.first += 1;
+            if let Some(waiting) = self.waiting.get_mut(&key) {
+                waiting.retain(|other| *other != number);
+                if waiting.is_empty() {
+                    self.waiting.remove(&key);
+                }
+            }
+            match (verdict.kernel.is_some(), verdict.audit.is_some()) {
+                // Its half went on with another.
+                (false, false) => continue,
+                (true, true) => {}
+                _ => self.complete_from_left_overs(key, &mut verdict),
+            }
+            return Some(verdict);
+        }
+    }
+
+    /// Takes the other half out of the first left-over verdict that fits; that one is empty then.
+    fn complete_from_left_overs(&mut self, key: Key, verdict: &mut Verdict) {
+        let alone = verdict.clone();
+        let partner = self.take_partner(key, |other| {
+            let near = alone.time_boot_ns.abs_diff(other.time_boot_ns) <= LEFT_OVER_NS;
+            near && match (&alone.kernel, &alone.audit, &other.kernel, &other.audit) {
+                (Some(kernel), None, None, Some(audit)) | (None, Some(audit), Some(kernel), None) => {
+                    same(kernel, audit)
+                }
+                _ => false,
+            }
+        });
+        let Some(partner) = partner else { return };
+        match partner.kernel.take() {
+            Some(kernel) => {
+                verdict.kernel = Some(kernel);
+                verdict.time_boot_ns = partner.time_boot_ns;
+            }
+            None => verdict.audit = partner.audit.take(),
+        }
+    }
+}
+
+fn agree(kernel: &KernelVerdict, audit: &AuditRecord, audit_boot_ns: u64) -> bool {
+    let early = kernel.time_boot_ns.saturating_add(CLOCK_SLACK_NS) < audit_boot_ns;
+    let late = kernel.time_boot_ns > audit_boot_ns.saturating_add(TICK_NS + CLOCK_SLACK_NS);
+    !early && !late && same(kernel, audit)
+}
+
+/// Nothing but time speaks against it.
+fn same(kernel: &KernelVerdict, audit: &AuditRecord) -> bool {
+    let same_abi = kernel.compat.is_none_or(|compat| compat == audit.compat);
+    let same_place = kernel.instruction_pointer == 0 || kernel.instruction_pointer == audit.ip;
+    same_abi && same_place
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn kernel(pid: u32, at: u64) -> KernelVerdict {
+        KernelVerdict {
+            cpu: 0,
+            sequence: at,
+            time_boot_ns: at,
+            task: crate::lineage::Task { pid, ..Default::default() },
+            syscall: 59,
+            signal: 0,
+            code: 0x7ffc_0000,
+            compat: Some(false),
+            instruction_pointer: 0x1234,
+        }
+    }
+
+    fn audit(pid: u32, at: u64) -> (AuditRecord, u64) {
+        let coarse = at / (4 * MS) * (4 * MS);
+        let record = AuditRecord { pid, syscall: 59, code: 0x7ffc_0000, ip: 0x1234, ..Default::default() };
+        (record, coarse)
+    }
+
+    fn drain(fuse: &mut Fuse) -> Vec<(bool, bool, u64)> {
+        std::iter::from_fn(|| fuse.next(u64::MAX))
+            .map(|verdict| (verdict.kernel.is_some(), verdict.audit.is_some(), verdict.time_boot_ns))
+            .collect()
+    }
+
+    #[test]
+    fn two_sources_make_one_record_whichever_comes_first() {
+        let mut fuse = Fuse::default();
+        fuse.kernel(kernel(1, 9 * MS), 0);
+        let (record, at) = audit(1, 9 * MS);
+        fuse.audit(record.clone(), at, 0);
+        fuse.audit(AuditRecord { pid: 2, ..record }, at, 0);
+        fuse.kernel(kernel(2, 9 * MS), 0);
+        assert!(fuse.next(HOLD_NS - 1).is_none());
+        assert_eq!(drain(&mut fuse), [(true, true, 9 * MS), (true, true, 9 * MS)]);
+        assert!(fuse.waiting.is_empty());
+    }
+
+    #[test]
+    fn different_processes_actions_abis_and_places_are_different_verdicts() {
+        let mut fuse = Fuse::default();
+        fuse.kernel(kernel(1, 9 * MS), 0);
+        let (record, at) = audit(1, 9 * MS);
+        for other in [
+            AuditRecord { pid: 7, ..record.clone() },
+            AuditRecord { code: 0x5_0001, ..record.clone() },
+            AuditRecord { compat: true, ..record.clone() },
+            AuditRecord { ip: 1, ..record },
+        ] {
+            fuse.audit(other, at, 0);
+        }
+        assert_eq!(drain(&mut fuse).len(), 5);
+    }
+
+    #[test]
+    fn a_late_tick_leaves_no_halves_and_keeps_the_order() {
+        let mut fuse = Fuse::default();
+        let (record, _) = audit(1, 0);
+        // The tick at 4 ms comes at 40 ms; until then audit's clock stands still.
+        let times = [1, 5, 20, 37, 40, 41].map(|ms| ms * MS);
+        for (serial, at) in times.iter().enumerate() {
+            fuse.kernel(kernel(1, *at), 0);
+            let coarse = if *at < 40 * MS { 0 } else { 40 * MS };
+            let mut record = record.clone();
+            record.time.serial = serial as u64;
+            fuse.audit(record, coarse, 0);
+        }
+        let fused: Vec<_> = std::iter::from_fn(|| fuse.next(u64::MAX))
+            .map(|verdict| {
+                (verdict.audit.map(|audit| audit.time.serial), verdict.kernel.map(|kernel| kernel.time_boot_ns))
+            })
+            .collect();
+        let expected: Vec<_> = times.iter().zip(0..).map(|(at, serial)| (Some(serial), Some(*at))).collect();
+        assert_eq!(fused, expected);
+        assert!(fuse.waiting.is_empty() && fuse.held.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_waited_for_kauditd_is_still_of_its_verdict() {
+        let mut fuse = Fuse::default();
+        fuse.kernel(kernel(1, 9 * MS), 0);
+        let (record, _) = audit(1, 0);
+        fuse.audit(record, 80 * MS, 80 * MS);
+        assert_eq!(drain(&mut fuse), [(true, true, 9 * MS)]);
+        assert!(fuse.waiting.is_empty() && fuse.held.is_empty());
+    }
+
+    proptest! {
+        /// Random verdicts of few processes, random losses in one source, random delay between the sources.
+        #[test]
+        fn a_loss_leaves_one_record_alone_and_shifts_no_other(
+            verdicts in proptest::collection::vec((1u32..4, 0u64..3, 0u8..5), 1..60),
+            lag in 0usize..20,
+            loser in 0u8..2,
+        ) {
+            // At least one tick and the slack apart, so that the truth is decidable for every process.
+            let mut at = 0;
+            let mut truth = Vec::new();
+            let mut audit_queue = VecDeque::new();
+            let mut fuse = Fuse::default();
+            for (index, (pid, gap, fate)) in verdicts.iter().enumerate() {
+                at += TICK_NS + 2 * CLOCK_SLACK_NS + gap * MS;
+                let (by_kernel, by_audit) = (*fate != 0 || loser != 0, *fate != 0 || loser != 1);
+                truth.push((by_kernel, by_audit));
+                if by_kernel {
+                    fuse.kernel(kernel(*pid, at), 0);
+                }
+                if by_audit {
+                    audit_queue.push_back((index + lag, audit(*pid, at)));
+                }
+                while audit_queue.front().is_some_and(|(due, _)| *due <= index) {
+                    let (_, (record, at)) = audit_queue.pop_front().unwrap();
+                    fuse.audit(record, at, 0);
+                }
+            }
+            for (_, (record, at)) in audit_queue {
+                fuse.audit(record, at, 0);
+            }
+            let count = |wanted: (bool, bool)| truth.iter().filter(|fate| **fate == wanted).count();
+            let records = drain(&mut fuse);
+            let got = |wanted: (bool, bool)| records.iter().filter(|record| (record.0, record.1) == wanted).count();
+            for wanted in [(true, true), (true, false), (false, true)] {
+                prop_assert_eq!(got(wanted), count(wanted), "{:?}", wanted);
+            }
+            prop_assert!(fuse.waiting.is_empty());
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What happened to a process, decoded.
+
+use std::sync::Arc;
+
+/// One fork, exec or exit.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Program, CPU and sequence, e.g. `e0.17`: unique for one start of the agent.
+    pub origin: Arc<str>,
+    pub time_boot_ns: u64,
+    /// Who did it: the forking, the new (exec) or the ending process.
+    pub task: Task,
+    pub kind: EventKind,
+}
+
+#[derive(Clone, Debug)]
+pub enum EventKind {
+    Fork { child_pid: u32, child_start_boottime_ns: u64 },
+    Exec { old_tid: u32, filename: Arc<str>, interpreter: Arc<str>, argv: Argv },
+    Exit { exit_code: i32 },
+}
+
+/// A process at a moment. Zero stands for unknown where the kernel's layout is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Task {
+    pub pid: u32,
+    pub tid: u32,
+    pub start_boottime_ns: u64,
+    pub cgroup_id: u64,
+    pub mount_namespace: u64,
+    pub pid_namespace: u64,
+    pub uid: u32,
+    pub gid: u32,
+    pub comm: Arc<str>,
+}
+
+/// Arguments, shared: an image's argv is needed long after its exec.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Argv {
+    pub arguments: Arc<[String]>,
+    /// Bytes that did not fit into the record.
+    pub truncated_bytes: u64,
+}

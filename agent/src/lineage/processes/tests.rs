@@ -1,0 +1,194 @@
+use super::*;
+use proptest::prelude::*;
+
+const HOST_MOUNTS: u64 = 4_026_531_832;
+const CONTAINER_MOUNTS: u64 = 4_026_532_181;
+const CONTAINER_CGROUP: u64 = 728;
+
+/// Feeds events with times that only grow.
+struct World {
+    processes: Processes,
+    now: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { processes: Processes::new(HOST_MOUNTS), now: 0 }
+    }
+
+    fn event(&mut self, pid: u32, inside: bool, kind: EventKind) -> Applied {
+        self.now += 1_000_000;
+        let (cgroup_id, mount_namespace) = if inside { (CONTAINER_CGROUP, CONTAINER_MOUNTS) } else { (1, HOST_MOUNTS) };
+        let event = Event {
+            origin: format!("t0.{}", self.now).into(),
+            time_boot_ns: self.now,
+            task: Task { pid, tid: pid, cgroup_id, mount_namespace, ..Default::default() },
+            kind,
+        };
+        self.processes.apply(&event, &mut |cgroup| (cgroup == CONTAINER_CGROUP).then(|| "c".into()))
+    }
+
+    fn fork(&mut self, pid: u32, inside: bool, child_pid: u32) {
+        let child_start_boottime_ns = self.now + 1_000_000;
+        self.event(pid, inside, EventKind::Fork { child_pid, child_start_boottime_ns });
+    }
+
+    fn exec(&mut self, pid: u32, inside: bool, argv: &[&str]) -> Applied {
+        let argv = Argv { arguments: argv.iter().map(ToString::to_string).collect(), truncated_bytes: 0 };
+        let filename = format!("/usr/bin/{}", argv.arguments[0]).into();
+        self.event(pid, inside, EventKind::Exec { old_tid: pid, filename, interpreter: "".into(), argv })
+    }
+
+    fn exit(&mut self, pid: u32, inside: bool) {
+        self.event(pid, inside, EventKind::Exit { exit_code: 0 });
+    }
+
+    fn root_of(&self, pid: u32) -> Option<u32> {
+        self.processes.at(pid, self.now, self.now)?.root.as_ref().map(|root| root.key.pid)
+    }
+
+    /// crio runs `runc exec`, whose stages make 13, which becomes `sh` inside the container.
+    fn remote_exec(&mut self) -> Applied {
+        self.exec(1, false, &["crio"]);
+        self.fork(1, false, 10);
+        self.exec(10, false, &["runc", "exec", "c"]);
+        self.fork(10, false, 11);
+        self.exec(11, false, &["runc", "init"]);
+        self.fork(11, false, 12);
+        self.fork(12, false, 13);
+        self.exit(12, false);
+        self.exit(11, false);
+        self.exec(13, true, &["sh", "-c", "id"])
+    }
+}
+
+#[test]
+fn the_first_exec_inside_is_the_root_and_everything_below_inherits_it() {
+    let mut world = World::new();
+    assert!(world.remote_exec().became_root);
+    let root = world.processes.at(13, world.now, world.now).unwrap().root.clone().unwrap();
+    assert_eq!((root.entry.how, root.key.pid, &*root.container), ("exec", 13, "c"));
+
+    world.fork(13, true, 20);
+    world.fork(20, true, 21);
+    world.exit(20, true);
+    assert!(!world.exec(21, true, &["id"]).became_root);
+    assert!(!world.exec(13, true, &["cat"]).became_root);
+    world.exit(13, true);
+    assert_eq!(world.root_of(21), Some(13), "a daemon keeps its root when the root is gone");
+}
+
+#[test]
+fn a_runtime_stage_in_the_containers_cgroup_but_the_hosts_mounts_is_no_root() {
+    let mut world = World::new();
+    world.now += 1;
+    let event = Event {
+        origin: "t".into(),
+        time_boot_ns: world.now,
+        task: Task { pid: 5, cgroup_id: CONTAINER_CGROUP, mount_namespace: HOST_MOUNTS, ..Default::default() },
+        kind: EventKind::Exec { old_tid: 5, filename: "runc".into(), interpreter: "".into(), argv: Argv::default() },
+    };
+    assert!(!world.processes.apply(&event, &mut |_| Some("c".into())).became_root);
+}
+
+#[test]
+fn an_entry_into_the_mount_namespace_from_the_hosts_cgroup_is_a_namespace_entry() {
+    let mut world = World::new();
+    world.remote_exec();
+    world.now += 1;
+    let event = Event {
+        origin: "t".into(),
+        time_boot_ns: world.now,
+        task: Task { pid: 90, cgroup_id: 1, mount_namespace: CONTAINER_MOUNTS, ..Default::default() },
+        kind: EventKind::Exec {
+            old_tid: 90,
+            filename: "/bin/id".into(),
+            interpreter: "".into(),
+            argv: Argv::default(),
+        },
+    };
+    assert!(world.processes.apply(&event, &mut |cgroup| (cgroup == CONTAINER_CGROUP).then(|| "c".into())).became_root);
+    let root = world.processes.at(90, world.now, world.now).unwrap().root.clone().unwrap();
+    assert_eq!((root.entry.how, &*root.container), ("namespace_entry", "c"));
+}
+
+#[test]
+fn a_pid_used_again_is_another_process() {
+    let mut world = World::new();
+    world.remote_exec();
+    world.exit(13, true);
+    let ended = world.now;
+    world.fork(1, false, 13);
+    assert_eq!(world.root_of(13), None);
+    assert_eq!(world.processes.at(13, ended - 1, ended).unwrap().root.as_ref().unwrap().key.pid, 13);
+}
+
+#[test]
+fn a_lost_exit_does_not_mix_two_processes_of_one_pid() {
+    let mut world = World::new();
+    world.remote_exec();
+    world.fork(1, false, 13);
+    assert_eq!(world.root_of(13), None);
+}
+
+#[test]
+fn an_image_is_found_by_time() {
+    let mut world = World::new();
+    world.remote_exec();
+    let before = world.now;
+    world.exec(13, true, &["id"]);
+    let process = world.processes.at(13, before, before).unwrap();
+    assert_eq!(&*process.image_at(before).argv.arguments, ["sh", "-c", "id"]);
+    assert_eq!(&*process.image_at(world.now).argv.arguments, ["id"]);
+    assert_eq!(&*process.image_after(process.image_at(before).generation).unwrap().argv.arguments, ["id"]);
+}
+
+#[test]
+fn exited_processes_and_images_are_bounded() {
+    let mut world = World::new();
+    for pid in 100..100 + 2 * MOST_EXITED as u32 {
+        world.fork(1, false, pid);
+        world.exit(pid, false);
+    }
+    assert!(world.processes.len() <= MOST_EXITED + 2);
+    for _ in 0..3 * MOST_IMAGES {
+        world.exec(1, false, &["loop"]);
+    }
+    assert!(world.processes.at(1, world.now, world.now).unwrap().images().count() <= MOST_IMAGES);
+}
+
+/// A random life of few pids; the model keeps who belongs to the root.
+fn steps() -> impl Strategy<Value = Vec<(u8, u32, u32)>> {
+    proptest::collection::vec((0u8..3, 13u32..20, 13u32..20), 0..200)
+}
+
+proptest! {
+    #[test]
+    fn membership_follows_fork_whatever_the_order(steps in steps()) {
+        let mut world = World::new();
+        world.remote_exec();
+        let mut members = std::collections::BTreeSet::from([13u32]);
+        for (what, pid, other) in steps {
+            if !members.contains(&pid) {
+                continue;
+            }
+            match what {
+                0 if !members.contains(&other) => {
+                    world.fork(pid, true, other);
+                    members.insert(other);
+                }
+                1 => {
+                    prop_assert!(!world.exec(pid, true, &["x"]).became_root);
+                }
+                2 => {
+                    world.exit(pid, true);
+                    members.remove(&pid);
+                }
+                _ => {}
+            }
+            for member in &members {
+                prop_assert_eq!(world.root_of(*member), Some(13));
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Builds node records from what the rooms know.
+
+use std::sync::Arc;
+
+use seclog_proto::v1::{
+    Container, Loss, NodeRecord, ProcessExit, ProcessStart, SessionRoot, Verdict as VerdictDetail, node_record::Detail,
+};
+
+use crate::{
+    abi_names,
+    clock::Offset,
+    container::{Cgroups, pod_uid_of_path},
+    fuse::Verdict,
+    lineage::{Argv, Image, Process, ProcessKey, Task},
+};
+
+/// What all records of one start of the agent share.
+#[derive(Clone, Debug)]
+pub struct Origins {
+    pub boot_id: Arc<str>,
+    /// Boot clock of this start: ids of two starts differ.
+    pub epoch: u64,
+}
+
+// === impl Origins ===
+
+impl Origins {
+    /// Id of a record from a kernel program, by its origin there.
+    pub fn kernel_id(&self, origin: &str) -> String {
+        format!("{}:{}:{origin}", self.boot_id, self.epoch)
+    }
+
+    fn verdict_id(&self, verdict: &Verdict) -> String {
+        match (&verdict.kernel, &verdict.audit) {
+            (Some(kernel), _) => self.kernel_id(&format!("v{}.{}", kernel.cpu, kernel.sequence)),
+            (None, Some(audit)) => {
+                let (seconds, milliseconds) = (audit.time.unix_ms / 1000, audit.time.unix_ms % 1000);
+                format!("{}:a{seconds}.{milliseconds:03}.{}", self.boot_id, audit.time.serial)
+            }
+            (None, None) => self.kernel_id("v?"),
+        }
+    }
+}
+
+/// The part of a record that describes a process.
+pub fn describe(
+    origins: &Origins,
+    offset: Offset,
+    time_boot_ns: u64,
+    process: Option<&Process>,
+    image: Option<&Image>,
+    cgroups: &mut Cgroups,
+) -> NodeRecord {
+    let mut record = NodeRecord {
+        boot_id: origins.boot_id.to_string(),
+        time_boot_ns,
+        time_unix_ns: offset.to_unix(time_boot_ns),
+        ..Default::default()
+    };
+    if let Some(process) = process {
+        record.pid = process.key.pid;
+        record.start_boottime_ns = process.key.start_boottime_ns;
+        if let Some(ProcessKey { pid, start_boottime_ns }) = process.creator {
+            record.creator_pid = pid;
+            record.creator_start_boottime_ns = start_boottime_ns;
+        }
+        record.session_root = process.root.as_ref().map(|root| SessionRoot {
+            pid: root.key.pid,
+            start_boottime_ns: root.key.start_boottime_ns,
+            entry: root.entry.how.into(),
+            rule: root.entry.rule.into(),
+            lineage: root.lineage.into(),
+        });
+    }
+    if let Some(image) = image {
+        record.generation = image.generation;
+        record.comm = image.comm.to_string();
+        let cgroup = cgroups.get(image.cgroup_id, time_boot_ns);
+        // A namespace entry runs in no container's cgroup: its root tells whose namespace it is in.
+        let of_root = process.and_then(|process| process.root.as_ref()).map(|root| Arc::clone(&root.container));
+        record.container = Some(Container {
+            cgroup_id: image.cgroup_id,
+            pod_uid: pod_uid_of_path(&cgroup.path).unwrap_or_default(),
+            cgroup_path: cgroup.path.to_string(),
+            id: cgroup.container.or(of_root).as_deref().unwrap_or_default().to_owned(),
+            mount_namespace: image.mount_namespace,
+            pid_namespace: image.pid_namespace,
+            ..Default::default()
+        });
+    }
+    record
+}
+
+/// Adds what only the event's own task knows.
+pub fn of_task(record: &mut NodeRecord, task: &Task) {
+    record.tid = task.tid;
+    record.uid = task.uid;
+    record.gid = task.gid;
+}
+
+pub fn process_start(filename: &str, interpreter: &str, argv: &Argv, is_session_root: bool) -> Detail {
+    Detail::ProcessStart(ProcessStart {
+        filename: filename.into(),
+        interpreter: interpreter.into(),
+        argv: argv.arguments.to_vec(),
+        argv_truncated_bytes: argv.truncated_bytes,
+        is_session_root,
+    })
+}
+
+pub fn process_exit(exit_code: i32) -> Detail {
+    Detail::ProcessExit(ProcessExit { exit_code })
+}
+
+pub fn loss(source: &str, reason: String, count: Option<u64>, from_unix_ns: u64, until_unix_ns: u64) -> Detail {
+    Detail::Loss(Loss {
+        source: source.into(),
+        reason,
+        count: count.unwrap_or(0),
+        count_known: count.is_some(),
+        from_unix_ns,
+        until_unix_ns,
+    })
+}
+
+/// Turns the description of the caller into the verdict's record. The sources' own words about the caller win over what
+/// the lineage remembers.
+pub fn verdict(mut record: NodeRecord, origins: &Origins, verdict: &Verdict) -> NodeRecord {
+    record.id = origins.verdict_id(verdict);
+    let mut detail = VerdictDetail::default();
+    if let Some(kernel) = &verdict.kernel {
+        record.pid = kernel.task.pid;
+        if kernel.task.start_boottime_ns != 0 {
+            record.start_boottime_ns = kernel.task.start_boottime_ns;
+        }
+        record.comm = kernel.task.comm.to_string();
+        of_task(&mut record, &kernel.task);
+        detail.syscall = kernel.syscall;
+        detail.compat = kernel.compat.unwrap_or(false);
+        detail.arch = abi_names::native_arch(detail.compat);
+        detail.code = kernel.code;
+        detail.signal = kernel.signal;
+        detail.instruction_pointer = kernel.instruction_pointer;
+        detail.sources.push("ebpf".into());
+        detail.audit_uid = u32::MAX;
+        detail.audit_session = u32::MAX;
+    }
+    if let Some(audit) = &verdict.audit {
+        if verdict.kernel.is_none() {
+            // As audit says it, not converted there and back.
+            record.time_unix_ns = audit.time.unix_ms.saturating_mul(1_000_000);
+        }
+        record.pid = audit.pid;
+        record.comm = audit.comm.clone();
+        record.uid = audit.uid;
+        record.gid = audit.gid;
+        detail.syscall = audit.syscall;
+        detail.arch = audit.arch;
+        detail.compat = audit.compat;
+        detail.code = audit.code;
+        detail.signal = audit.sig;
+        detail.instruction_pointer = audit.ip;
+        detail.exe = audit.exe.clone();
+        detail.audit_serial = audit.time.serial;
+        detail.audit_uid = audit.auid;
+        detail.audit_session = audit.ses;
+        detail.subject_context = audit.subj.clone();
+        detail.sources.push("audit".into());
+    }
+    detail.syscall_name = abi_names::syscall_name(detail.arch, detail.syscall).into();
+    detail.arch_name = abi_names::arch_name(detail.arch, detail.syscall).into();
+    detail.action = abi_names::action_name(detail.code).into();
+    record.detail = Some(Detail::Verdict(detail));
+    record
+}

@@ -1,0 +1,308 @@
+//! `seclog-agent run`: builds the parts, starts them, stops them in order.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use clap::{Args, ValueEnum};
+use nix::sys::eventfd::EventFd;
+use seclog_proto::v1::HookStatus;
+use thiserror::Error;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    capture::{self, audit, kernel},
+    clock,
+    container::{Cgroups, CriClient, Names},
+    drive::{self, Sources},
+    lineage::{Processes, read_proc},
+    pipeline::Pipeline,
+    record::Origins,
+    uplink::{self, Identity, Sink, StreamConfig, Tls, UplinkError},
+};
+
+/// Batches between the pipeline's thread and the uplink.
+const QUEUE: usize = 64;
+
+/// Options of `seclog-agent run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Print node records instead of sending them.
+    #[arg(long, value_enum, conflicts_with = "correlator")]
+    sink: Option<SinkKind>,
+    /// Where the correlator listens for agents, e.g. https://correlator.example:8443.
+    #[arg(long, value_name = "URL", env = "SECLOG_CORRELATOR", required_unless_present = "sink")]
+    correlator: Option<String>,
+    /// Certificate authority of the correlator, PEM.
+    #[arg(long, value_name = "FILE", env = "SECLOG_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// This node's certificate, PEM.
+    #[arg(long, value_name = "FILE", env = "SECLOG_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// This node's key, PEM.
+    #[arg(long, value_name = "FILE", env = "SECLOG_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Speak without TLS; only to a loopback address.
+    #[arg(long)]
+    plaintext: bool,
+    /// Name of the hosted cluster.
+    #[arg(long, env = "SECLOG_CLUSTER", default_value = "")]
+    cluster: String,
+    /// Name of this node; default: the host name.
+    #[arg(long, env = "NODE_NAME")]
+    node: Option<String>,
+    /// The container runtime's CRI socket; default: the first of CRI-O's and containerd's that exists.
+    #[arg(long, value_name = "PATH", env = "SECLOG_CRI_SOCKET")]
+    cri_socket: Option<PathBuf>,
+    /// How to see verdicts from eBPF.
+    #[arg(long, value_enum, default_value = "auto")]
+    verdict_hook: kernel::VerdictHook,
+    /// Bytes of each of the two kernel rings, a power of two. They count twice in resident memory.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = ring_bytes)]
+    ring_bytes: u32,
+    /// Bytes of records kept while the correlator does not take them.
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    buffer_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SinkKind {
+    Stdout,
+}
+
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error("{path}: {error}")]
+    File { path: PathBuf, error: io::Error },
+    #[error("{0}")]
+    Usage(String),
+    #[error("nothing can be captured here: {0}")]
+    NoSource(String),
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|error| format!("{error}"))?;
+    // The kernel wants a power of two of whole pages; the largest page that Linux runs with is 64 KiB.
+    if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err("not a power of two from 4096 to 1073741824".into())
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(args: RunArgs) -> Result<(), RunError> {
+    let boot_id = read_file(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned();
+    let node = match &args.node {
+        Some(node) => node.clone(),
+        None => nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+    };
+    let identity = Identity { cluster: args.cluster.clone(), node, boot_id: boot_id.clone() };
+    let sink = sink(&args)?;
+    let names = names(args.cri_socket.clone()).await;
+
+    let wake = Arc::new(EventFd::new().map_err(|errno| RunError::Start(errno.into()))?);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (sources, hooks) = start_sources(&args, &wake, &stop)?;
+    let pipeline = pipeline(boot_id);
+
+    let (sender, batches) = mpsc::channel(QUEUE);
+    let thread_stop = Arc::clone(&stop);
+    let thread = thread::Builder::new()
+        .name("pipeline".into())
+        .spawn(move || drive::run(sources, pipeline, &sender, &thread_stop))
+        .map_err(RunError::Start)?;
+    let active: Vec<&str> = hooks.iter().filter(|hook| hook.active).map(|hook| hook.name.as_str()).collect();
+    tracing::info!(sources = ?active, "capturing");
+
+    let delivery = uplink::deliver(batches, names, sink, identity, hooks);
+    tokio::pin!(delivery);
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
+    let early = tokio::select! {
+        result = &mut delivery => Some(result),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    tracing::info!("stopping: handing over what was captured");
+    stop.store(true, Ordering::Relaxed);
+    let _ = wake.write(1);
+    let result = match early {
+        Some(result) => result,
+        None => delivery.await,
+    };
+    if thread.join().is_err() {
+        tracing::error!("the pipeline thread ended by a panic; this is a defect");
+    }
+    Ok(result?)
+}
+
+fn read_file(path: &Path) -> Result<String, RunError> {
+    fs::read_to_string(path).map_err(|error| RunError::File { path: path.to_owned(), error })
+}
+
+/// Every source that works here; each one's status, told now.
+fn start_sources(
+    args: &RunArgs,
+    wake: &Arc<EventFd>,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Sources, Vec<HookStatus>), RunError> {
+    let mut hooks = Vec::new();
+    // Audit first: its records are then never older than the lineage that explains them.
+    let audit = match audit::start(Arc::clone(wake), Arc::clone(stop)) {
+        Ok(reader) => {
+            hooks.push(capture::active("audit/netlink", &format!("receive buffer {} bytes", reader.receive_buffer)));
+            Some(reader)
+        }
+        Err(error) => {
+            hooks.push(capture::inactive("audit/netlink", error));
+            None
+        }
+    };
+    let kernel = match kernel::KernelCapture::start(args.verdict_hook, args.ring_bytes) {
+        Ok(capture) => {
+            hooks.extend(capture.hooks.iter().cloned());
+            Some(capture)
+        }
+        Err(error) => {
+            hooks.push(capture::inactive("ebpf", error));
+            None
+        }
+    };
+    for HookStatus { name, active, reason } in &hooks {
+        if *active {
+            tracing::info!(hook = name, detail = reason, "works");
+        } else {
+            tracing::warn!(hook = name, reason, "does not work here");
+        }
+    }
+    if !hooks.iter().any(|hook| hook.active) {
+        let reasons: Vec<String> = hooks.iter().map(|hook| format!("{}: {}", hook.name, hook.reason)).collect();
+        return Err(RunError::NoSource(reasons.join("; ")));
+    }
+    if !hooks.iter().any(|hook| hook.active && hook.name.starts_with("verdict/")) && audit.is_some() {
+        tracing::warn!("verdicts come from audit alone: without thread, and with a time that is early by up to 10 ms");
+    }
+    if !hooks.iter().any(|hook| hook.active && hook.name.starts_with("lineage/")) {
+        tracing::warn!("process starts are not seen: records have no session, and attempts no outcome");
+    }
+    Ok((Sources { kernel, audit, wake: Arc::clone(wake) }, hooks))
+}
+
+/// The pipeline with the processes that are there now.
+fn pipeline(boot_id: String) -> Pipeline {
+    let mut cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"));
+    if cgroups.root().is_none() {
+        tracing::warn!(
+            "no cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified: processes cannot be attributed to containers"
+        );
+    }
+    let host_mounts = mount_namespace("/proc/1/ns/mnt").or_else(|| mount_namespace("/proc/self/ns/mnt"));
+    let mut processes = Processes::new(host_mounts.unwrap_or(0));
+    let now = clock::boot_ns();
+    read_proc(Path::new("/proc"), &mut processes, &mut |path| cgroups.by_path(path, now));
+    Pipeline::new(Origins { boot_id: boot_id.into(), epoch: now }, processes, cgroups)
+}
+
+/// The inode number in a namespace link such as `mnt:[4026531841]`.
+fn mount_namespace(link: &str) -> Option<u64> {
+    let target = fs::read_link(link).ok()?;
+    target.to_str()?.strip_suffix(']')?.rsplit('[').next()?.parse().ok()
+}
+
+async fn names(configured: Option<PathBuf>) -> Names {
+    let candidates = ["/run/crio/crio.sock", "/run/containerd/containerd.sock"];
+    let path = configured.or_else(|| candidates.iter().map(PathBuf::from).find(|path| path.exists()));
+    let Some(path) = path else {
+        tracing::warn!(
+            ?candidates,
+            "no CRI socket: containers are known by id and pod UID alone. Name one by --cri-socket"
+        );
+        return Names::new(None);
+    };
+    let mut client = CriClient::new(path.clone());
+    match client.version().await {
+        Ok((name, version)) => {
+            tracing::info!(socket = %path.display(), runtime = name, version, "container names come from CRI")
+        }
+        Err(error) => tracing::warn!(%error, "container names are missing until the runtime answers"),
+    }
+    let mut names = Names::new(Some(client));
+    if let Err(error) = names.learn_all().await {
+        tracing::debug!(%error, "the runtime's containers could not be listed");
+    }
+    names
+}
+
+fn sink(args: &RunArgs) -> Result<Sink, RunError> {
+    let Some(url) = &args.correlator else { return Ok(Sink::Stdout) };
+    if args.cluster.is_empty() {
+        return Err(RunError::Usage("--cluster is needed to send records to a correlator".into()));
+    }
+    let tls = match (&args.tls_ca, &args.tls_cert, &args.tls_key, args.plaintext) {
+        (None, None, None, true) => {
+            if !is_loopback(url) {
+                return Err(RunError::Usage(format!(
+                    "--plaintext works to a loopback address only, and {url} is none"
+                )));
+            }
+            None
+        }
+        (Some(ca), Some(certificate), Some(key), false) if url.starts_with("https://") => {
+            Some(Tls { ca: read_pem(ca)?, certificate: read_pem(certificate)?, key: read_pem(key)? })
+        }
+        _ => {
+            return Err(RunError::Usage(
+                "an https:// correlator needs --tls-ca, --tls-cert and --tls-key; a correlator on loopback may be \
+                 spoken to with http:// and --plaintext"
+                    .into(),
+            ));
+        }
+    };
+    Ok(Sink::Correlator(Box::new(StreamConfig { url: url.clone(), tls, buffer_bytes: args.buffer_bytes })))
+}
+
+fn read_pem(path: &Path) -> Result<Vec<u8>, RunError> {
+    fs::read(path).map_err(|error| RunError::File { path: path.to_owned(), error })
+}
+
+fn is_loopback(url: &str) -> bool {
+    let Some(authority) = url.strip_prefix("http://").and_then(|rest| rest.split('/').next()) else { return false };
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_loopback, ring_bytes};
+
+    #[test]
+    fn only_loopback_addresses_are_loopback() {
+        for url in ["http://127.0.0.1:1", "http://[::1]:80/", "http://localhost:9"] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in ["https://127.0.0.1:1", "http://10.0.0.1:1", "http://127.0.0.1.example:1", "http://", "127.0.0.1"] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_ring_is_a_power_of_two() {
+        assert_eq!(ring_bytes("4194304"), Ok(4 << 20));
+        assert!(ring_bytes("5000").is_err() && ring_bytes("2048").is_err() && ring_bytes("x").is_err());
+    }
+}

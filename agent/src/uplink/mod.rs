@@ -1,0 +1,105 @@
+//! Node records on their way out: named, then written or streamed.
+
+mod buffer;
+mod stream;
+
+use std::{io::Write as _, sync::Arc};
+
+use seclog_proto::v1::{HookStatus, NodeRecord};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+pub use buffer::Buffer;
+pub use stream::{Identity, StreamConfig, Tls};
+
+use crate::container::Names;
+
+/// What the pipeline hands over at once.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub records: Vec<NodeRecord>,
+    /// Wall clock time up to which every record was handed over.
+    pub watermark_unix_ns: u64,
+    /// Counters by name, now and then.
+    pub counters: Option<Vec<(&'static str, u64)>>,
+}
+
+/// Where records go.
+#[derive(Debug)]
+pub enum Sink {
+    Stdout,
+    Correlator(Box<StreamConfig>),
+}
+
+#[derive(Debug, Error)]
+pub enum UplinkError {
+    #[error("standard output cannot be written: {0}")]
+    Stdout(std::io::Error),
+    #[error("{0}")]
+    Configuration(String),
+}
+
+/// Takes batches until the pipeline ends, then delivers what is left.
+pub async fn deliver(
+    mut batches: mpsc::Receiver<Batch>,
+    mut names: Names,
+    sink: Sink,
+    identity: Identity,
+    hooks: Vec<HookStatus>,
+) -> Result<(), UplinkError> {
+    match sink {
+        Sink::Stdout => {
+            while let Some(mut batch) = batches.recv().await {
+                name_containers(&mut names, &mut batch.records).await;
+                write_lines(&batch.records).map_err(UplinkError::Stdout)?;
+            }
+            Ok(())
+        }
+        Sink::Correlator(config) => {
+            let buffer = Arc::new(Buffer::new(config.buffer_bytes, identity.boot_id.clone()));
+            let stream = tokio::spawn(stream::run(*config, identity, hooks, Arc::clone(&buffer)));
+            while let Some(mut batch) = batches.recv().await {
+                name_containers(&mut names, &mut batch.records).await;
+                buffer.push(batch);
+            }
+            buffer.close();
+            match stream.await {
+                Ok(result) => result,
+                Err(error) => Err(UplinkError::Configuration(format!("the uplink stopped: {error}"))),
+            }
+        }
+    }
+}
+
+/// The same record the wire carries, one JSON object a line.
+fn write_lines(records: &[NodeRecord]) -> std::io::Result<()> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    let mut lines = Vec::with_capacity(records.len() * 512);
+    for record in records {
+        serde_json::to_writer(&mut lines, record)?;
+        lines.push(b'\n');
+    }
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&lines)?;
+    stdout.flush()
+}
+
+/// Fills in the Kubernetes names of each record's container.
+pub async fn name_containers(names: &mut Names, records: &mut [NodeRecord]) {
+    for container in records.iter_mut().filter_map(|record| record.container.as_mut()) {
+        if container.id.is_empty() {
+            continue;
+        }
+        let known = names.get(&container.id).await;
+        container.names.clone_from(&known.how);
+        container.pod_name.clone_from(&known.pod_name);
+        container.pod_namespace.clone_from(&known.pod_namespace);
+        container.name.clone_from(&known.name);
+        container.image.clone_from(&known.image);
+        if !known.pod_uid.is_empty() {
+            container.pod_uid.clone_from(&known.pod_uid);
+        }
+    }
+}

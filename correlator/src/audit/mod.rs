@@ -1,0 +1,59 @@
+//! Audit records of the kube-apiserver: from the bytes of a request body or a log line to what the join wants to know.
+//!
+//! [`items`] finds the events, [`Event`] is one of them, [`Reading`] is what it means: remote access ([`AccessEvent`]),
+//! knowledge about a pod ([`PodFact`]), or neither. No bytes make any of this panic.
+
+mod access;
+mod event;
+mod feed;
+mod items;
+mod pod;
+mod proxy;
+mod uri;
+
+pub use access::{Access, AccessEvent, AccessKind, Identity, NewContainer, Stage, User, is_rsh};
+pub use event::{Event, ObjectRef, UserInfo};
+pub use feed::FeedCounters;
+pub use items::{Item, Items, items};
+pub use pod::{PodFact, ProbeCommand};
+pub use uri::Uri;
+
+/// The variable with which SPO's webhook marks an exec, and the key under which it annotates the audit event.
+pub const SPO_UID: &str = "SPO_EXEC_REQUEST_UID";
+
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    #[error("not JSON: {0}")]
+    NotJson(serde_json::Error),
+    #[error("neither an Event, an EventList nor an array of Events (kind {0:?}); send audit.k8s.io/v1")]
+    NotEvents(String),
+    #[error("not an audit.k8s.io/v1 Event: {0}")]
+    Item(serde_json::Error),
+    #[error("{field} is not an RFC 3339 time: {text:?}")]
+    Time { field: &'static str, text: String },
+}
+
+/// What one event means to the join. Both parts may be there: a pod that is created for debugging also tells its probes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    pub access: Option<Box<AccessEvent>>,
+    pub pods: Vec<PodFact>,
+}
+
+impl Reading {
+    pub fn is_irrelevant(&self) -> bool {
+        self.access.is_none() && self.pods.is_empty()
+    }
+}
+
+/// Reads one event's JSON.
+pub fn read(json: &str) -> Result<(Event, Reading), AuditError> {
+    let event: Event = serde_json::from_str(json).map_err(AuditError::Item)?;
+    let reading = interpret(&event)?;
+    Ok((event, reading))
+}
+
+/// What an event means; an error only where it is about remote access and lacks what identifies it.
+pub fn interpret(event: &Event) -> Result<Reading, AuditError> {
+    Ok(Reading { access: access::access_event(event)?.map(Box::new), pods: pod::facts(event) })
+}

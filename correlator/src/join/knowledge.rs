@@ -1,0 +1,161 @@
+//! What the join knows besides requests and roots: pods from the audit records, declared losses, watermarks.
+
+use super::Config;
+use super::root::Root;
+use super::session::LossNote;
+use crate::audit::PodFact;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Facts only add up.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    pods: BTreeMap<(String, String), Pod>,
+    pub(super) not_kept: u64,
+}
+
+#[derive(Debug, Default)]
+struct Pod {
+    /// Nodes that reported it as theirs, by pod uid.
+    nodes: BTreeMap<String, BTreeSet<String>>,
+    /// Probe and hook commands by container.
+    commands: BTreeSet<(String, Vec<String>)>,
+}
+
+impl Pods {
+    /// True where this told something new.
+    pub(super) fn add(&mut self, fact: PodFact, config: &Config) -> bool {
+        let PodFact { namespace, pod, uid, node, commands } = fact;
+        let key = (namespace, pod);
+        // Most pods tell nothing that is asked for later: no commands, no node.
+        if node.is_none() && commands.is_empty() {
+            return false;
+        }
+        if self.pods.len() >= config.max_pods && !self.pods.contains_key(&key) {
+            self.not_kept += 1;
+            return false;
+        }
+        let pod = self.pods.entry(key).or_default();
+        let mut news = false;
+        if pod.nodes.len() < config.facts_per_pod {
+            let nodes = pod.nodes.entry(uid).or_default();
+            news |= node.is_some_and(|node| nodes.insert(node));
+        }
+        for command in commands {
+            if pod.commands.len() < config.facts_per_pod {
+                news |= pod.commands.insert((command.container, command.argv));
+            }
+        }
+        news
+    }
+
+    /// Its argv is a probe's or hook's of that container.
+    pub(super) fn is_probe(&self, root: &Root) -> bool {
+        let (Some(container), Some((_, first))) = (root.container(), root.first_exec()) else { return false };
+        root.entry.how == "exec_sync"
+            && self.pods.get(&(container.namespace.clone(), container.pod.clone())).is_some_and(|pod| {
+                pod.commands
+                    .iter()
+                    .any(|(name, argv)| *name == container.name && argv.as_slice() == first.program.argv.as_slice())
+            })
+    }
+
+    /// The nodes that run this pod by the API server's records, where those say that `root`'s node does not.
+    pub(super) fn contradicts(&self, root: &Root) -> Option<String> {
+        let container = root.container()?;
+        let pod = self.pods.get(&(container.namespace.clone(), container.pod.clone()))?;
+        let nodes = pod.nodes.get(&container.pod_uid).filter(|nodes| !nodes.is_empty())?;
+        if root.key.node.is_empty() || nodes.contains(&*root.key.node) {
+            return None;
+        }
+        Some(nodes.iter().cloned().collect::<Vec<_>>().join(", "))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Loss {
+    /// `None`: the audit stream.
+    pub(super) node: Option<Arc<str>>,
+    pub(super) note: LossNote,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    known: BTreeSet<Loss>,
+}
+
+impl Losses {
+    pub(super) fn add(&mut self, loss: Loss, config: &Config) -> bool {
+        if self.known.len() >= config.max_losses {
+            // Two losses of one stream and source become one that covers both: it may claim more than was lost, never
+            // less.
+            let same = |other: &&Loss| {
+                other.node == loss.node
+                    && other.note.stream == loss.note.stream
+                    && other.note.source == loss.note.source
+            };
+            if let Some(mut wider) = self.known.iter().find(same).cloned() {
+                self.known.remove(&wider);
+                wider.note.from = wider.note.from.min(loss.note.from);
+                wider.note.until = wider.note.until.max(loss.note.until);
+                wider.note.count = wider.note.count.zip(loss.note.count).map(|(a, b)| a.saturating_add(b));
+                return self.known.insert(wider);
+            }
+        }
+        self.known.insert(loss)
+    }
+
+    /// Those that touch a time on a node (`None`: any node) or in the audit stream.
+    pub(super) fn touching<'a>(
+        &'a self,
+        node: Option<&'a str>,
+        from: u64,
+        until: u64,
+    ) -> impl Iterator<Item = &'a Loss> + 'a {
+        self.known.iter().filter(move |loss| {
+            let here = match (&loss.node, node) {
+                (Some(of), Some(asked)) => **of == *asked,
+                _ => true,
+            };
+            here && loss.note.from.0 <= until && from <= loss.note.until.0
+        })
+    }
+
+    pub(super) fn forget_before(&mut self, unix_ns: u64) {
+        self.known.retain(|loss| loss.note.until.0 >= unix_ns);
+    }
+}
+
+impl Loss {
+    /// Another root or request may be missing because of it. Lost verdicts do not touch membership.
+    pub(super) fn hides_others(&self) -> bool {
+        self.node.is_none() || !matches!(self.note.source.as_str(), "audit_netlink" | "verdict_ring")
+    }
+}
+
+/// Up to which event time each source has handed over everything.
+#[derive(Debug, Default)]
+pub(super) struct Watermarks {
+    nodes: BTreeMap<Arc<str>, u64>,
+    audit: u64,
+}
+
+impl Watermarks {
+    pub(super) fn node(&mut self, node: Arc<str>, until: u64) {
+        let known = self.nodes.entry(node).or_default();
+        *known = (*known).max(until);
+    }
+
+    pub(super) fn audit(&mut self, until: u64) {
+        self.audit = self.audit.max(until);
+    }
+
+    pub(super) fn audit_is_past(&self, until: u64) -> bool {
+        self.audit >= until
+    }
+
+    /// Every known node is past it, and there is one.
+    pub(super) fn nodes_are_past(&self, until: u64) -> bool {
+        !self.nodes.is_empty() && self.nodes.values().all(|known| *known >= until)
+    }
+}

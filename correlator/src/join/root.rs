@@ -1,0 +1,268 @@
+//! The node's side: one session root with everything that descends from it. Membership is by the root that the record
+//! names, never by time. Merging is commutative and idempotent but for the caps, which are counted.
+
+use super::Config;
+use super::session::VerdictCount;
+use seclog_proto::v1::node_record::Detail;
+use seclog_proto::v1::{self, NodeRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RootKey {
+    pub(super) node: Arc<str>,
+    pub(super) boot_id: String,
+    pub(super) start_boottime_ns: u64,
+    pub(super) pid: u32,
+}
+
+/// What of a root's description could differ between its records; the least one stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Entry {
+    /// False sorts first: the root's own exec knows best.
+    not_of_root: bool,
+    pub(super) how: String,
+    pub(super) rule: String,
+    pub(super) lineage: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Container {
+    /// False sorts first.
+    not_named: bool,
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    pub(super) name: String,
+    pub(super) pod_uid: String,
+    pub(super) id: String,
+    pub(super) names: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Start {
+    start_boottime_ns: u64,
+    pub(super) pid: u32,
+    pub(super) comm: String,
+    pub(super) uid: u32,
+    pub(super) program: v1::ProcessStart,
+}
+
+#[derive(Debug)]
+pub(super) struct Root {
+    pub(super) key: RootKey,
+    pub(super) entry: Entry,
+    /// By container id: descriptions of the same container, the best of each.
+    containers: BTreeMap<String, Container>,
+    /// The container of the root's own exec.
+    own_container: Option<String>,
+    /// By time and record id.
+    pub(super) starts: BTreeMap<(u64, String), Start>,
+    pub(super) starts_not_kept: u64,
+    verdicts: BTreeMap<String, (String, String)>,
+    verdicts_not_kept: BTreeMap<(String, String), u64>,
+    /// Processes (start, pid) that have exited.
+    exits: BTreeSet<(u64, u32)>,
+    pub(super) exit: Option<(u64, i32)>,
+    pub(super) first_seen: u64,
+    pub(super) last_seen: u64,
+    /// The join's `now` when the last, and the first, of it came.
+    pub(super) arrived: u64,
+    first_arrived: Option<u64>,
+    /// Its story is told or of no interest: only identity is kept, news are counted.
+    pub(super) retired: bool,
+}
+
+impl RootKey {
+    /// `None` for records that belong to no root.
+    pub(super) fn of(node: &Arc<str>, record: &NodeRecord) -> Option<Self> {
+        let root = record.session_root.as_ref()?;
+        if root.pid == 0 {
+            return None;
+        }
+        Some(Self {
+            node: Arc::clone(node),
+            boot_id: record.boot_id.clone(),
+            start_boottime_ns: root.start_boottime_ns,
+            pid: root.pid,
+        })
+    }
+}
+
+impl Root {
+    pub(super) fn new(key: RootKey) -> Self {
+        Self {
+            key,
+            // Greater than any real one.
+            entry: Entry {
+                not_of_root: true,
+                how: "\u{10ffff}".to_owned(),
+                rule: String::new(),
+                lineage: String::new(),
+            },
+            containers: BTreeMap::new(),
+            own_container: None,
+            starts: BTreeMap::new(),
+            starts_not_kept: 0,
+            verdicts: BTreeMap::new(),
+            verdicts_not_kept: BTreeMap::new(),
+            exits: BTreeSet::new(),
+            exit: None,
+            first_seen: u64::MAX,
+            last_seen: 0,
+            arrived: 0,
+            first_arrived: None,
+            retired: false,
+        }
+    }
+
+    pub(super) fn add(&mut self, record: NodeRecord, config: &Config, now: u64) {
+        let is_root_exec = matches!(&record.detail, Some(Detail::ProcessStart(start)) if start.is_session_root);
+        self.first_seen = self.first_seen.min(record.time_unix_ns);
+        self.last_seen = self.last_seen.max(record.time_unix_ns);
+        self.arrived = self.arrived.max(now);
+        self.first_arrived.get_or_insert(now);
+        if let Some(root) = record.session_root {
+            let said = Entry { not_of_root: !is_root_exec, how: root.entry, rule: root.rule, lineage: root.lineage };
+            if said < self.entry {
+                self.entry = said;
+            }
+        }
+        if let Some(container) = record.container {
+            self.add_container(container, is_root_exec, config);
+        }
+        let process = (record.start_boottime_ns, record.pid);
+        let is_root_process = process == (self.key.start_boottime_ns, self.key.pid);
+        match record.detail {
+            Some(Detail::ProcessStart(program)) => {
+                let key = (record.time_unix_ns, record.id);
+                // The root's own exec is what identifies it: it is kept even when the rest came first.
+                if self.starts.len() < config.starts_per_root || is_root_exec || self.starts.contains_key(&key) {
+                    let start = Start {
+                        start_boottime_ns: record.start_boottime_ns,
+                        pid: record.pid,
+                        comm: record.comm,
+                        uid: record.uid,
+                        program,
+                    };
+                    self.starts.insert(key, start);
+                } else {
+                    self.starts_not_kept += 1;
+                }
+            }
+            Some(Detail::ProcessExit(exit)) => {
+                // More exits than starts that are kept tell nothing that is asked for.
+                if self.exits.len() < config.starts_per_root * 4 {
+                    self.exits.insert(process);
+                }
+                if is_root_process {
+                    let said = (record.time_unix_ns, exit.exit_code);
+                    self.exit = Some(self.exit.map_or(said, |known| known.min(said)));
+                }
+            }
+            Some(Detail::Verdict(verdict)) => self.add_verdict(record.id, verdict, config),
+            Some(Detail::Loss(_)) | None => {}
+        }
+    }
+
+    fn add_container(&mut self, container: v1::Container, is_root_exec: bool, config: &Config) {
+        let said = Container {
+            not_named: container.pod_name.is_empty(),
+            namespace: container.pod_namespace,
+            pod: container.pod_name,
+            name: container.name,
+            pod_uid: container.pod_uid,
+            id: container.id,
+            names: container.names,
+        };
+        if is_root_exec {
+            let own = self.own_container.get_or_insert_with(|| said.id.clone());
+            if said.id < *own {
+                own.clone_from(&said.id);
+            }
+        }
+        let many = self.containers.len() >= config.containers_per_root && !is_root_exec;
+        match self.containers.get_mut(&said.id) {
+            Some(known) if said < *known => *known = said,
+            Some(_) => {}
+            None if many => {}
+            None => drop(self.containers.insert(said.id.clone(), said)),
+        }
+    }
+
+    fn add_verdict(&mut self, id: String, verdict: v1::Verdict, config: &Config) {
+        let said = (verdict.syscall_name, verdict.outcome);
+        let room = self.verdicts.len() < config.verdicts_per_root;
+        match self.verdicts.get_mut(&id) {
+            // The same record again, perhaps completed since.
+            Some(known) => {
+                if outcome_rank(&said) > outcome_rank(known) {
+                    *known = said;
+                }
+            }
+            None if room => drop(self.verdicts.insert(id, said)),
+            None => *self.verdicts_not_kept.entry(said).or_default() += 1,
+        }
+    }
+
+    pub(super) fn container(&self) -> Option<&Container> {
+        let own = self.own_container.as_ref().and_then(|id| self.containers.get(id));
+        own.or_else(|| self.containers.values().min())
+    }
+
+    /// Processes of it were seen in more than one container.
+    pub(super) fn other_containers(&self) -> impl Iterator<Item = &Container> {
+        let own = self.container().map(|container| container.id.clone());
+        self.containers.values().filter(move |container| Some(&container.id) != own.as_ref())
+    }
+
+    /// The first exec in the container, where its record came.
+    pub(super) fn first_exec(&self) -> Option<(u64, &Start)> {
+        let first = self.starts.iter().find(|(_, start)| start.program.is_session_root);
+        first.map(|((time, _), start)| (*time, start))
+    }
+
+    /// When it entered, as well as is known.
+    pub(super) fn entered(&self) -> u64 {
+        self.first_exec().map_or(self.first_seen, |(time, _)| time)
+    }
+
+    pub(super) fn first_arrival(&self) -> u64 {
+        self.first_arrived.unwrap_or_default()
+    }
+
+    /// A process whose start is kept has not exited.
+    pub(super) fn is_running(&self) -> bool {
+        self.starts.values().any(|start| !self.exits.contains(&(start.start_boottime_ns, start.pid)))
+    }
+
+    pub(super) fn verdict_counts(&self) -> Vec<VerdictCount> {
+        let mut counts = self.verdicts_not_kept.clone();
+        for said in self.verdicts.values() {
+            *counts.entry(said.clone()).or_default() += 1;
+        }
+        counts.into_iter().map(|((syscall, outcome), count)| VerdictCount { syscall, outcome, count }).collect()
+    }
+
+    /// Keeps identity and what is alive, lets the story go.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+        self.trim();
+    }
+
+    pub(super) fn trim(&mut self) {
+        self.starts.retain(|_, start| start.program.is_session_root);
+        self.verdicts.clear();
+        self.verdicts_not_kept.clear();
+    }
+}
+
+/// Completed outcomes beat unknown ones; among equals the text decides, so that order of arrival does not.
+fn outcome_rank(verdict: &(String, String)) -> (u8, &str, &str) {
+    let (syscall, outcome) = verdict;
+    let rank = match outcome.as_str() {
+        "executed" | "failed" => 2,
+        "unknown" => 1,
+        _ => 0,
+    };
+    (rank, outcome, syscall)
+}

@@ -1,0 +1,361 @@
+//! The join's promises, on scenes built by hand.
+
+mod support;
+
+use proptest::prelude::*;
+use seclog_correlator::join::session::{Evidence, Kind, Outcome, Session, State};
+use seclog_correlator::join::{Config, Input, Join, Source};
+use std::collections::BTreeSet;
+use support::scene::{BASE, Kept, MS, SECOND, ask, debug, node_loss, pod_status, tree};
+
+fn joined(inputs: impl IntoIterator<Item = Input>) -> Vec<Session> {
+    let mut join = Join::new(Config::new("guest"));
+    let mut kept = Kept::default();
+    for input in inputs {
+        kept.take(join.apply(input));
+    }
+    kept.take(join.finish());
+    kept.sessions()
+}
+
+fn evidence(sessions: &[Session]) -> Vec<Evidence> {
+    sessions.iter().map(|session| session.evidence).collect()
+}
+
+const UID: &str = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
+
+fn marked(argv: &[&str]) -> Vec<String> {
+    ["env".to_owned(), format!("SPO_EXEC_REQUEST_UID={UID}")]
+        .into_iter()
+        .chain(argv.iter().map(|argument| (*argument).to_owned()))
+        .collect()
+}
+
+fn marked_tree(pid: u32, argv: &[&str], at: u64) -> Vec<Input> {
+    let argv = marked(argv);
+    tree(pid, &argv.iter().map(String::as_str).collect::<Vec<_>>(), at).inputs()
+}
+
+#[test]
+fn unique_is_not_asserted_when_lineage_was_lost_in_the_window() {
+    let scene = |source| {
+        let mut inputs = ask("alice", &["sh"], BASE).stages();
+        inputs.extend(tree(100, &["sh"], BASE + 200 * MS).inputs());
+        inputs.push(node_loss(source, BASE, BASE + SECOND));
+        joined(inputs)
+    };
+    let sessions = scene("lineage_ring");
+    assert_eq!(evidence(&sessions), [Evidence::Ambiguous, Evidence::Ambiguous]);
+    assert_eq!(sessions[0].candidates[0].session, sessions[1].id);
+    assert!(sessions[0].ran.is_empty(), "nothing is asserted");
+    assert_eq!(sessions[0].losses.len(), 1);
+
+    let sessions = scene("verdict_ring");
+    assert_eq!(evidence(&sessions), [Evidence::Unique], "lost verdicts do not touch membership");
+    assert_eq!(sessions[0].losses[0].count, Some(3), "but the session names them");
+}
+
+#[test]
+fn unique_is_not_asserted_when_audit_events_were_lost_in_the_window() {
+    let mut inputs = ask("alice", &["sh"], BASE).stages();
+    inputs.extend(tree(100, &["sh"], BASE + 200 * MS).inputs());
+    inputs.push(Input::AuditLoss {
+        source: "webhook".into(),
+        reason: "events that could not be read".into(),
+        from: BASE - SECOND,
+        until: BASE + SECOND,
+        count: None,
+    });
+    assert_eq!(evidence(&joined(inputs)), [Evidence::Ambiguous, Evidence::Ambiguous]);
+}
+
+#[test]
+fn exact_needs_the_identifier_to_be_in_one_request_and_one_root() {
+    let alice = || ask("alice", &["sh"], BASE).uid(UID).stages();
+    let root = |pid, after| marked_tree(pid, &["sh"], BASE + after);
+    assert_eq!(evidence(&joined(alice().into_iter().chain(root(100, 200 * MS)))), [Evidence::Exact]);
+
+    let two_roots = alice().into_iter().chain(root(100, 200 * MS)).chain(root(200, 300 * MS));
+    assert_eq!(evidence(&joined(two_roots)), [Evidence::Ambiguous; 3]);
+
+    // A client that repeats an identifier that it has seen, in another pod's audit record or its own.
+    let mut mallory = ask("mallory", &["id"], BASE + 5 * SECOND).uid(UID);
+    mallory.audit_id = "m".into();
+    let two_requests = alice().into_iter().chain(root(100, 200 * MS)).chain(mallory.stages());
+    let sessions = joined(two_requests);
+    assert_ne!(sessions[0].evidence, Evidence::Exact, "{:?}", sessions[0].reasons);
+}
+
+#[test]
+fn an_identifier_in_argv_that_does_not_explain_the_request_proves_nothing() {
+    let inputs = ask("alice", &["sh"], BASE).uid(UID).stages();
+    let sessions = joined(inputs.into_iter().chain(marked_tree(100, &["bash"], BASE + 200 * MS)));
+    assert_eq!(evidence(&sessions), [Evidence::AuditOnly, Evidence::NodeOnly]);
+}
+
+#[test]
+fn a_node_that_does_not_run_the_pod_is_a_finding_and_no_evidence() {
+    let mut inputs = pod_status("node-2", &["probe"]);
+    inputs.extend(ask("alice", &["sh"], BASE).uid(UID).stages());
+    inputs.extend(marked_tree(100, &["sh"], BASE + 200 * MS));
+    let sessions = joined(inputs);
+    assert_eq!(evidence(&sessions), [Evidence::Ambiguous, Evidence::Ambiguous]);
+    assert!(sessions[1].findings[0].contains("runs on node-2"), "{:?}", sessions[1].findings);
+}
+
+#[test]
+fn a_session_that_stays_open_lays_no_claim_to_later_execs_of_the_same_command() {
+    let mut inputs = ask("alice", &["sh"], BASE).open().stages();
+    inputs.extend(tree(100, &["sh"], BASE + 200 * MS).inputs());
+    for number in 1..4 {
+        let at = BASE + number * 600 * SECOND;
+        inputs.extend(ask("bob", &["sh"], at).stages());
+        inputs.extend(tree(1000 * number as u32, &["sh"], at + 200 * MS).inputs());
+    }
+    let sessions = joined(inputs);
+    assert_eq!(evidence(&sessions), [Evidence::Unique; 4]);
+    assert_eq!(sessions[0].state, State::Open);
+}
+
+#[test]
+fn one_audit_id_used_for_two_requests_makes_two_sessions() {
+    let mut first = ask("alice", &["sh"], BASE);
+    let mut second = ask("mallory", &["id"], BASE + 10 * SECOND);
+    first.audit_id = "same".into();
+    second.audit_id = "same".into();
+    let sessions = joined(first.stages().into_iter().chain(second.stages()));
+    let users: Vec<&str> = sessions.iter().map(|session| session.user.as_ref().unwrap().username.as_str()).collect();
+    assert_eq!(users, ["alice", "mallory"]);
+}
+
+#[test]
+fn only_the_last_source_address_is_observed() {
+    let sessions = joined(ask("alice", &["sh"], BASE).stages());
+    let request = sessions[0].request.as_ref().unwrap();
+    assert_eq!(request.source_ip.as_deref(), Some("10.0.0.1"));
+    assert_eq!(request.claimed_source_ips, ["203.0.113.1"]);
+}
+
+#[test]
+fn stages_that_differ_are_a_finding() {
+    let alice = ask("alice", &["sh"], BASE);
+    let mut liar = alice.clone();
+    liar.code = 403;
+    let sessions = joined(alice.stages().into_iter().chain(liar.stages()));
+    assert!(sessions[0].findings[0].contains("differ"), "{:?}", sessions[0].findings);
+}
+
+#[test]
+fn a_run_with_a_probes_command_is_not_told_apart_from_the_probe() {
+    let mut inputs = pod_status("node-1", &["/bin/probe"]);
+    inputs.extend(support::scene::audit(serde_json::json!({
+        "auditID": "a", "stage": "ResponseComplete", "verb": "create", "user": {"username": "alice"},
+        "requestURI": "/api/v1/nodes/node-1/proxy/run/shop/web/app?cmd=/bin/probe",
+        "objectRef": {"resource": "nodes", "subresource": "proxy", "name": "node-1"}, "responseStatus": {"code": 200},
+        "requestReceivedTimestamp": "2026-01-01T00:00:00Z", "stageTimestamp": "2026-01-01T00:00:01Z",
+    })));
+    inputs.extend(tree(100, &["/bin/probe"], BASE + 200 * MS).entry("exec_sync").inputs());
+    let sessions = joined(inputs);
+    assert_eq!(evidence(&sessions), [Evidence::Ambiguous, Evidence::Ambiguous]);
+    assert_eq!(sessions[0].kind, Kind::NodeProxy);
+    assert!(sessions[0].reasons[0].contains("probe"), "{:?}", sessions[0].reasons);
+}
+
+// === When sessions are written ===
+
+struct Live {
+    join: Join,
+    kept: Kept,
+}
+
+impl Live {
+    fn new() -> Self {
+        Self { join: Join::new(Config::new("guest")), kept: Kept::default() }
+    }
+
+    fn feed(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        for input in inputs {
+            assert!(self.join.apply(input).is_empty(), "only the clock writes");
+        }
+    }
+
+    fn now(&mut self, at: u64) -> Vec<Session> {
+        let written = self.join.apply(Input::Now(at));
+        self.kept.take(written.clone());
+        written
+    }
+}
+
+#[test]
+fn a_session_is_written_soon_and_again_when_it_closes() {
+    let mut live = Live::new();
+    live.now(BASE);
+    let alice = ask("alice", &["sh"], BASE);
+    live.feed([alice.stage("ResponseStarted", BASE + 10 * MS)]);
+    live.feed(tree(100, &["sh"], BASE + 200 * MS).inputs().into_iter().take(1));
+    assert!(live.now(BASE + SECOND).is_empty(), "not settled yet");
+    let first = live.now(BASE + 3 * SECOND);
+    assert_eq!((first.len(), first[0].revision, first[0].state), (1, 1, State::Open));
+    assert_eq!(first[0].evidence, Evidence::Unique);
+    assert!(live.now(BASE + 4 * SECOND).is_empty(), "nothing new");
+
+    live.feed([alice.stage("ResponseComplete", BASE + 5 * SECOND)]);
+    let second = live.now(BASE + 6 * SECOND);
+    assert_eq!((second.len(), second[0].revision, second[0].state), (1, 2, State::Closed));
+    assert_eq!(second[0].id, first[0].id);
+
+    live.feed(tree(100, &["sh"], BASE + 200 * MS).inputs());
+    let third = live.now(BASE + 8 * SECOND);
+    assert_eq!(third[0].ran.len(), 2, "late activity revises");
+}
+
+#[test]
+fn a_root_waits_for_its_request_and_is_a_node_entry_only_then() {
+    let mut live = Live::new();
+    live.now(BASE);
+    live.feed(tree(100, &["sh"], BASE).inputs());
+    assert!(live.now(BASE + 40 * SECOND).is_empty(), "a batching webhook may still bring it");
+    let entry = live.now(BASE + 46 * SECOND);
+    assert_eq!((entry.len(), entry[0].kind), (1, Kind::NodeEntry));
+
+    // It comes all the same: the audit side's id stays, the other is superseded by it.
+    live.feed(ask("alice", &["sh"], BASE - 200 * MS).stages());
+    live.now(BASE + 47 * SECOND);
+    live.now(BASE + 50 * SECOND);
+    let sessions = live.kept.sessions();
+    assert_eq!((sessions.len(), sessions[0].kind), (1, Kind::Exec));
+    assert_ne!(sessions[0].id, entry[0].id);
+}
+
+#[test]
+fn the_audit_watermark_settles_a_root_without_waiting() {
+    let mut live = Live::new();
+    live.now(BASE);
+    live.feed(tree(100, &["sh"], BASE).inputs());
+    live.now(BASE + 3 * SECOND);
+    live.feed([Input::Watermark { source: Source::Audit, until: BASE + 2 * SECOND }]);
+    assert_eq!(live.now(BASE + 4 * SECOND)[0].kind, Kind::NodeEntry);
+}
+
+#[test]
+fn a_request_that_nothing_answers_is_told_once_the_nodes_are_past_it() {
+    let mut live = Live::new();
+    live.now(BASE);
+    live.feed(ask("alice", &["/no/such/program"], BASE).stages());
+    assert!(live.now(BASE + 3 * SECOND).is_empty());
+    live.feed([Input::Watermark { source: Source::Node("node-1".into()), until: BASE + 3 * SECOND }]);
+    let told = live.now(BASE + 4 * SECOND);
+    assert_eq!((told[0].evidence, told[0].outcome), (Evidence::AuditOnly, Outcome::Accepted));
+}
+
+#[test]
+fn a_probe_that_was_taken_for_an_entry_is_corrected() {
+    let mut live = Live::new();
+    live.now(BASE);
+    live.feed(tree(100, &["probe"], BASE).entry("exec_sync").inputs());
+    assert_eq!(live.now(BASE + 46 * SECOND)[0].kind, Kind::NodeEntry);
+    live.feed(pod_status("node-1", &["probe"]));
+    let corrected = live.now(BASE + 48 * SECOND);
+    assert_eq!((corrected[0].kind, corrected[0].revision), (Kind::Probe, 2));
+    assert_eq!(live.join.counters().probes, 1);
+}
+
+#[test]
+fn finished_sessions_are_let_go_and_stragglers_are_counted() {
+    let mut live = Live::new();
+    live.now(BASE);
+    let alice = ask("alice", &["sh"], BASE);
+    live.feed(alice.stages());
+    live.feed(tree(100, &["sh"], BASE + 200 * MS).inputs());
+    live.now(BASE + 5 * SECOND);
+    live.now(BASE + 2000 * SECOND);
+    live.feed(alice.stages());
+    live.feed(tree(100, &["sh"], BASE + 200 * MS).inputs());
+    assert!(live.now(BASE + 2100 * SECOND).is_empty(), "no second revision 1 of what was told and closed");
+    assert_eq!(live.join.counters().late, 6);
+}
+
+#[test]
+fn a_full_join_counts_what_it_turns_away() {
+    let mut join = Join::new(Config { max_roots: 1, max_requests: 1, ..Config::new("guest") });
+    for number in 0..3 {
+        for input in ask("alice", &["sh"], BASE + number).stages() {
+            join.apply(input);
+        }
+        for input in tree(100 + 10 * number as u32, &["sh"], BASE).inputs() {
+            join.apply(input);
+        }
+    }
+    let counters = join.counters();
+    assert_eq!((counters.refused_requests, counters.refused_roots), (4, 8));
+}
+
+// === Order ===
+
+/// A bit of everything, several of it in the same container at the same time.
+fn scene() -> Vec<Input> {
+    let mut inputs = Vec::new();
+    inputs.extend(ask("alice", &["sh"], BASE).stages());
+    inputs.extend(tree(100, &["sh"], BASE + 200 * MS).inputs());
+    // Two who cannot be told apart.
+    inputs.extend(ask("bob", &["same"], BASE + 300 * MS).stages());
+    inputs.extend(ask("carol", &["same"], BASE + 320 * MS).stages());
+    inputs.extend(tree(200, &["same"], BASE + 500 * MS).inputs());
+    inputs.extend(tree(210, &["same"], BASE + 520 * MS).inputs());
+    // One with an identifier.
+    inputs.extend(ask("dave", &["id"], BASE + 400 * MS).uid(UID).stages());
+    inputs.extend(marked_tree(300, &["id"], BASE + 600 * MS));
+    // Denied, and again by SPDY.
+    for (verb, after) in [("get", 700), ("create", 710)] {
+        let mut erin = ask("erin", &["id"], BASE + after * MS);
+        (erin.verb, erin.code) = (verb, 403);
+        inputs.extend(erin.stages());
+    }
+    inputs.extend(debug("frank", "dbg", BASE + 800 * MS));
+    inputs.extend(tree(400, &["sh"], BASE + 1500 * MS).entry("start").container("dbg").inputs());
+    inputs.extend(tree(500, &["ls"], BASE + 2 * SECOND).inputs());
+    inputs.extend(pod_status("node-1", &["probe"]));
+    inputs.extend(tree(600, &["probe"], BASE + 3 * SECOND).entry("exec_sync").inputs());
+    // Lost records touch one of them.
+    inputs.extend(ask("grace", &["top"], BASE + 60 * SECOND).stages());
+    inputs.extend(tree(700, &["top"], BASE + 60 * SECOND + 200 * MS).inputs());
+    inputs.push(node_loss("lineage_ring", BASE + 60 * SECOND, BASE + 61 * SECOND));
+    inputs
+}
+
+#[test]
+fn the_scene_holds_every_evidence() {
+    let found: BTreeSet<Evidence> = joined(scene()).iter().map(|session| session.evidence).collect();
+    assert_eq!(found.len(), 5);
+}
+
+fn order() -> impl Strategy<Value = Vec<usize>> {
+    Just((0..scene().len()).collect::<Vec<usize>>()).prop_shuffle()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_order_ends_in_the_same_sessions(
+        order in order(),
+        clock in proptest::collection::vec(0u64..90, 0..40),
+        twice: bool,
+    ) {
+        let mut inputs: Vec<Option<Input>> = scene().into_iter().map(Some).collect();
+        let again: Vec<Input> = if twice { scene() } else { Vec::new() };
+        let mut clock = clock;
+        clock.sort_unstable();
+        let mut ticks = clock.into_iter();
+        let mut shuffled = Vec::new();
+        for at in order {
+            shuffled.extend(inputs[at].take());
+            // The clock goes on while records come in whatever order: preliminary revisions are written.
+            if at % 2 == 0 {
+                shuffled.extend(ticks.next().map(|tick| Input::Now(BASE + tick * SECOND)));
+            }
+        }
+        shuffled.extend(again);
+        prop_assert_eq!(joined(shuffled), joined(scene()));
+    }
+}

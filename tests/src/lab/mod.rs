@@ -1,0 +1,37 @@
+//! One room for each thing that a test puts on the table.
+//!
+//! ```text
+//!   cluster      correlator + agent + node + one pod, wired up: what most tests want
+//!     programs     seclog's own two; process any program, its log, its orderly end
+//!     node         containerd with a private root; image its image; cri its pods; stream an exec into one
+//!     kube_audit   what the API server would report of an exec; webhook delivers it
+//!     pki          certificates of both connections
+//!   vm           a kernel in QEMU
+//!     initramfs    what boots in it; cpio its format
+//!   seccomp      a filter that logs; audit_socket who hears it; audit_record what it says;
+//!   agreement    whether the agent says the same
+//! ```
+
+pub mod agreement;
+pub mod audit_record;
+pub mod audit_socket;
+pub mod cluster;
+pub mod cpio;
+pub mod cri;
+pub mod exclusive;
+pub mod image;
+pub mod initramfs;
+pub mod kube_audit;
+pub mod leftovers;
+pub mod node;
+pub mod pki;
+pub mod places;
+pub mod process;
+pub mod programs;
+pub mod seccomp;
+mod skip;
+pub mod stream;
+pub mod vm;
+pub mod webhook;
+
+pub use skip::skip;

@@ -1,0 +1,180 @@
+//! A worker node's container runtime: containerd with a root, state and socket of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use tempfile::TempDir;
+
+use super::{
+    cri::{Cri, Pod},
+    image, leftovers, places,
+    process::{PATIENCE, Process},
+    stream::Output,
+};
+
+/// Stops its pods and itself when dropped, and leaves nothing behind.
+#[derive(Debug)]
+pub struct Node {
+    containerd: Process,
+    cri: Cri,
+    pods: Mutex<Vec<PodRun>>,
+    // Dropped last: the others use it.
+    directory: TempDir,
+}
+
+#[derive(Debug)]
+struct PodRun {
+    uid: String,
+    sandbox_id: Option<String>,
+}
+
+impl Node {
+    /// Why there can be no containers on this machine; `None` when there can.
+    pub fn unavailable() -> Option<String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Some("real containers need root".into());
+        }
+        let missing: Vec<_> = ["containerd", "ctr", "runc", "umoci", "busybox"]
+            .into_iter()
+            .filter(|name| places::tool(name).is_none())
+            .collect();
+        (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
+    }
+
+    /// Starts containerd and imports the image; returns when the runtime answers.
+    pub async fn start() -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("seclog-node-").tempdir()?;
+        let path = directory.path();
+        let config = path.join("config.toml");
+        fs::write(&config, configuration(path)?)?;
+        let program = places::tool("containerd").context("no containerd")?;
+        // Where Debian puts runc, which a user's PATH may lack.
+        let search = std::env::join_paths(
+            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+                .chain(["/usr/sbin".into(), "/sbin".into()]),
+        )?;
+        let containerd =
+            Process::start("containerd", Command::new(program).arg("--config").arg(&config).env("PATH", search))?;
+        containerd.wait_for_log("containerd successfully booted")?;
+        let archive = image::build(path)?;
+        let mut import = Command::new(places::tool("ctr").context("no ctr")?);
+        import.arg("--address").arg(socket(path)).args(["-n", "k8s.io", "images", "import"]);
+        image::run(import.args(["--snapshotter", SNAPSHOTTER, "--base-name", image::BASE_NAME]).arg(archive))?;
+        let mut cri = Cri::connect(&socket(path), path).await.context("containerd's CRI")?;
+        cri.version().await.context("containerd's CRI")?;
+        Ok(Self { containerd, cri, pods: Mutex::default(), directory })
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        socket(self.directory.path())
+    }
+
+    pub fn log(&self) -> String {
+        self.containerd.log()
+    }
+
+    pub async fn version(&self) -> Result<String> {
+        self.cri.clone().version().await
+    }
+
+    pub async fn run_pod(&self, namespace: &str, name: &str, container: &str) -> Result<Pod> {
+        let uid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+        // Noted first: whatever fails below may have made cgroups.
+        self.pods().push(PodRun { uid: uid.clone(), sandbox_id: None });
+        let pod = self.cri.clone().run_pod(namespace, name, &uid, container).await?;
+        self.pods()
+            .iter_mut()
+            .filter(|run| run.uid == uid)
+            .for_each(|run| run.sandbox_id = Some(pod.sandbox_id.clone()));
+        Ok(pod)
+    }
+
+    /// See [`Cri::exec`].
+    pub async fn exec(&self, pod: &Pod, command: &[&str]) -> Result<Output> {
+        self.cri.clone().exec(&pod.container_id, command).await
+    }
+
+    /// See [`Cri::exec_sync`].
+    pub async fn exec_sync(&self, pod: &Pod, command: &[&str]) -> Result<Output> {
+        self.cri.clone().exec_sync(&pod.container_id, command).await
+    }
+
+    fn pods(&self) -> std::sync::MutexGuard<'_, Vec<PodRun>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let Self { containerd, cri: _, pods, directory } = self;
+        let pods = std::mem::take(pods.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = remove_pods(socket(directory.path()), directory.path().to_owned(), &pods) {
+            eprintln!("pods were not stopped in order: {error:#}");
+        }
+        if let Err(error) = containerd.terminate() {
+            eprintln!("containerd: {error:#}");
+        }
+        // Finds nothing when the above went well.
+        leftovers::remove(directory.path(), &pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>());
+    }
+}
+
+/// On a thread with a runtime of its own: the one that drops this node may be waiting for it.
+fn remove_pods(socket: PathBuf, directory: PathBuf, pods: &[PodRun]) -> Result<()> {
+    let sandboxes: Vec<String> = pods.iter().filter_map(|pod| pod.sandbox_id.clone()).collect();
+    let work = async move {
+        let mut cri = Cri::connect(&socket, &directory).await?;
+        for sandbox in sandboxes {
+            cri.remove_pod(&sandbox).await?;
+        }
+        anyhow::Ok(())
+    };
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await? })
+    });
+    thread.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("containerd.sock")
+}
+
+/// Copies the image for each container instead of stacking it: works on every file system, overlay included.
+const SNAPSHOTTER: &str = "native";
+
+fn configuration(directory: &Path) -> Result<String> {
+    let directory = directory.to_str().context("temporary directory is not UTF-8")?;
+    let image = image::REFERENCE;
+    Ok(format!(
+        r#"version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+[grpc]
+address = "{directory}/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{directory}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{image}"
+# Without CAP_SYS_RESOURCE nothing may lower it.
+restrict_oom_score_adj = true
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+[plugins."io.containerd.grpc.v1.cri".cni]
+conf_dir = "{directory}/cni"
+bin_dir = "{directory}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "{SNAPSHOTTER}"
+default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "{directory}/runc"
+"#
+    ))
+}

@@ -1,0 +1,110 @@
+//! A kernel in QEMU, by software emulation: it needs no rights and no hardware, and is slow; times mean nothing there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{places, process::Process};
+
+/// A kernel that says nothing for so long hangs. Even a busy machine lets one boot in a tenth of that.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// What /init says when it has done everything; the machine may be turned off.
+pub const DONE: &str = "init: done";
+
+/// One line `CHECK <name> ok` or `CHECK <name> FAIL <detail>` of /init.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub name: String,
+    /// What was wrong.
+    pub failure: Option<String>,
+}
+
+/// The kernel that the set-up script unpacked for `name`, or why there is none.
+pub fn kernel(name: &str) -> Result<PathBuf, String> {
+    let directory = places::target().map_err(|error| error.to_string())?.join("kernels").join(name);
+    let image = directory.join("vmlinuz");
+    if image.is_file() {
+        return Ok(image);
+    }
+    Err(match fs::read_to_string(directory.join("unavailable")) {
+        Ok(reason) => reason.trim().to_owned(),
+        Err(_) => format!("not fetched: run tests/setup/kernels.sh {name}"),
+    })
+}
+
+/// Why there can be no virtual machines here; `None` when there can.
+pub fn unavailable() -> Option<String> {
+    let missing: Vec<_> =
+        ["qemu-system-x86_64", "busybox"].into_iter().filter(|name| places::tool(name).is_none()).collect();
+    (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
+}
+
+/// Boots, waits for /init to be done, and returns all that was on the console.
+pub fn boot(kernel: &Path, initramfs: &Path) -> Result<Vec<String>> {
+    let mut qemu = Command::new(places::tool("qemu-system-x86_64").context("no qemu-system-x86_64")?);
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+        .args(["-nographic", "-no-reboot", "-nic", "none"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 quiet panic=-1 audit=1"]);
+    let machine = Process::start("qemu", &mut qemu)?;
+    loop {
+        let lines = machine.stdout().count();
+        // The console's end is QEMU's end: /init reboots, and so does a panic (panic=-1); -no-reboot ends QEMU then.
+        let moved =
+            machine.stdout().wait_until(SILENCE, |all| all.len() > lines || all.iter().any(|line| is_over(line)));
+        let console = machine.stdout().all();
+        if console.iter().any(|line| line.contains(DONE)) {
+            return Ok(console);
+        }
+        let tail = || console[console.len().saturating_sub(60)..].join("\n");
+        if console.iter().any(|line| is_over(line)) {
+            bail!("the kernel panicked:\n{}", tail());
+        }
+        if !moved && !machine.is_running() {
+            bail!("QEMU ended early:\n{}\n{}", tail(), machine.log());
+        }
+        if !moved {
+            bail!("nothing on the console for {SILENCE:?}:\n{}", tail());
+        }
+    }
+}
+
+fn is_over(line: &str) -> bool {
+    line.contains("Kernel panic") || line.contains(DONE)
+}
+
+/// The checks among the lines of a console.
+pub fn checks(console: &[String]) -> Vec<Check> {
+    let check = |line: &String| {
+        // The console's first bytes may stand before it on the line.
+        let (_, rest) = line.split_once("CHECK ")?;
+        let (name, verdict) = rest.trim_end().split_once(' ')?;
+        let failure = (verdict != "ok").then(|| verdict.trim_start_matches("FAIL").trim().to_owned());
+        Some(Check { name: name.to_owned(), failure })
+    };
+    console.iter().filter_map(check).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Check, checks};
+
+    #[test]
+    fn checks_are_read_from_the_console_with_their_failures() {
+        let console = ["\u{1b}[0mCHECK fentry/count ok\r", "noise", "CHECK kprobe/count FAIL 4999 of 5000\r"];
+        let expected = [
+            Check { name: "fentry/count".into(), failure: None },
+            Check { name: "kprobe/count".into(), failure: Some("4999 of 5000".into()) },
+        ];
+        assert_eq!(checks(&console.map(String::from)), expected);
+    }
+}

@@ -1,0 +1,136 @@
+//! The manifests of deploy/: that they parse, and say what seclog cannot do without.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+/// Every document of one file.
+fn documents(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn one(path: &str, kind: &str, name: &str) -> Value {
+    let path = deploy().join(path);
+    let mut found: Vec<_> = documents(&path)
+        .into_iter()
+        .filter(|document| document["kind"] == kind && document["metadata"]["name"] == name)
+        .collect();
+    assert_eq!(found.len(), 1, "{kind} {name} in {}", path.display());
+    found.remove(0)
+}
+
+fn files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "yaml") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_document_has_a_kind_a_version_and_a_name() {
+    let mut paths = Vec::new();
+    files(&deploy(), &mut paths);
+    assert!(paths.len() >= 3, "{paths:?}");
+    for path in paths {
+        for document in documents(&path) {
+            for part in [&document["kind"], &document["apiVersion"], &document["metadata"]["name"]] {
+                assert!(part.as_str().is_some_and(|text| !text.is_empty()), "{}: {document:#}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_agent_is_admitted_and_sees_the_host() {
+    let namespace = one("guest/daemonset.yaml", "Namespace", "seclog");
+    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
+    let template = &one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"]["openshift.io/required-scc"], "privileged");
+    let pod = &template["spec"];
+    // Audit multicast reaches only the initial network namespace; pids are those of the initial pid namespace.
+    assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&json!(true), &json!(true)));
+    assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
+    assert_eq!(pod["tolerations"], json!([{ "operator": "Exists" }]));
+    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-privileged-scc");
+    assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
+    assert_eq!(binding["roleRef"]["name"], "system:openshift:scc:privileged");
+}
+
+#[test]
+fn the_agent_has_the_capabilities_it_needs_and_no_others() {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
+    let container = &daemonset["spec"]["template"]["spec"]["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!(security["privileged"], false);
+    assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+    assert_eq!(
+        security["capabilities"]["add"],
+        json!(["BPF", "PERFMON", "AUDIT_READ", "SYS_PTRACE", "DAC_READ_SEARCH", "NET_ADMIN"])
+    );
+    assert!(container["resources"]["limits"]["memory"].is_string());
+}
+
+#[test]
+fn the_agent_changes_nothing_on_the_host() {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
+    let pod = &daemonset["spec"]["template"]["spec"];
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(mounts.iter().all(|mount| mount["readOnly"] == true), "{mounts:#?}");
+    for path in ["/sys/kernel/btf", "/sys/fs/cgroup", "/sys/kernel/tracing", "/var/run/crio"] {
+        let volume = volumes.iter().find(|volume| volume["hostPath"]["path"] == path).unwrap();
+        assert!(mounts.iter().any(|mount| mount["name"] == volume["name"] && mount["mountPath"] == path), "{path}");
+    }
+    assert!(volumes.iter().all(|volume| volume.get("secret").is_none()), "one key for all nodes");
+}
+
+#[test]
+fn the_correlator_runs_under_pod_security_restricted() {
+    let deployment = one("management/correlator.yaml", "Deployment", "seclog-correlator");
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"], json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } }));
+    for container in pod["containers"].as_array().unwrap() {
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+        assert_eq!(container["securityContext"]["capabilities"], json!({ "drop": ["ALL"] }));
+    }
+    assert!(pod["volumes"].as_array().unwrap().iter().all(|volume| volume.get("hostPath").is_none()));
+}
+
+#[test]
+fn api_servers_and_agents_find_the_correlator() {
+    let deployment = one("management/correlator.yaml", "Deployment", "seclog-correlator");
+    let template = &deployment["spec"]["template"];
+    // Any other name is sent through the proxy into the hosted cluster by three of the four API servers.
+    let webhook = one("management/correlator.yaml", "Service", "audit-webhook");
+    let agents = one("management/correlator.yaml", "Service", "seclog-agents");
+    for (service, port) in [(&webhook, "audit-webhook"), (&agents, "agents")] {
+        assert_eq!(service["spec"]["selector"], template["metadata"]["labels"]);
+        assert_eq!(
+            (&service["spec"]["ports"][0]["port"], &service["spec"]["ports"][0]["targetPort"]),
+            (&json!(443), &json!(port))
+        );
+        let ports = template["spec"]["containers"][0]["ports"].as_array().unwrap();
+        assert!(ports.iter().any(|offered| offered["name"] == port));
+    }
+    let route = one("management/correlator.yaml", "Route", "seclog-agents");
+    assert_eq!(route["spec"]["tls"]["termination"], "passthrough");
+    assert_eq!(route["spec"]["to"]["name"], "seclog-agents");
+    assert!(route["metadata"].get("labels").is_none(), "with HyperShift's label the default router ignores it");
+
+    let secret = one("hosted-cluster/audit-webhook.yaml", "Secret", "seclog-audit-webhook");
+    let kubeconfig: Value =
+        serde_saphyr::from_str(secret["stringData"]["webhook-kubeconfig"].as_str().unwrap()).unwrap();
+    assert_eq!(kubeconfig["clusters"][0]["cluster"]["server"], "https://audit-webhook/");
+}
