@@ -4,6 +4,7 @@
 
 pub mod abi_names;
 pub mod capture;
+pub mod check;
 pub mod clock;
 pub mod container;
 pub mod drive;

@@ -4,6 +4,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use seclog_agent::run::{self, RunArgs};
+use seclog_dropin::check::{self, CheckArgs};
 use tracing_subscriber::EnvFilter;
 
 /// Sees what runs in the containers of this node, and which remote session it belongs to.
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Capture, and send or print node records until stopped.
     Run(RunArgs),
+    /// Judge whether this node logs what happens in containers.
+    Check(CheckArgs),
 }
 
 fn main() -> ExitCode {
@@ -28,7 +31,10 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SECLOG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let color = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
-    let Command::Run(args) = cli.command;
+    let args = match cli.command {
+        Command::Run(args) => args,
+        Command::Check(args) => return check::check(&args),
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

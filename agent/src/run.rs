@@ -21,13 +21,14 @@ use tokio::{
 
 use crate::{
     capture::{self, audit, kernel},
+    check::{self, CheckOptions},
     clock,
     container::{Cgroups, CriClient, Names},
     drive::{self, Sources},
     lineage::{Processes, read_proc},
     pipeline::Pipeline,
     record::Origins,
-    uplink::{self, Identity, Sink, StreamConfig, Tls, UplinkError},
+    uplink::{self, Health, Identity, Sink, StreamConfig, Tls, UplinkError},
 };
 
 /// Batches between the pipeline's thread and the uplink.
@@ -72,6 +73,8 @@ pub struct RunArgs {
     /// Bytes of records kept while the correlator does not take them.
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
     buffer_bytes: usize,
+    #[command(flatten)]
+    check: CheckOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -128,7 +131,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let active: Vec<&str> = hooks.iter().filter(|hook| hook.active).map(|hook| hook.name.as_str()).collect();
     tracing::info!(sources = ?active, "capturing");
 
-    let delivery = uplink::deliver(batches, names, sink, identity, hooks);
+    let check = check::start(args.check.clone(), args.cri_socket.clone(), &hooks, identity.node.clone());
+    let delivery = uplink::deliver(batches, names, sink, identity, Health { hooks, check });
     tokio::pin!(delivery);
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
