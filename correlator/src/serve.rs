@@ -3,7 +3,7 @@
 use crate::intake::agents::{Agents, AgentsError, Transport};
 use crate::intake::webhook::{Limits, Webhook, WebhookError};
 use crate::intake::{self, Inputs, Queue, TlsFiles, file};
-use crate::join::{Config, Input, Join};
+use crate::join::{Config, Counters, Input, Join};
 use crate::outlet::{Format, Outlet, OutletError};
 use clap::Args;
 use std::io;
@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 const TICK: Duration = Duration::from_millis(250);
 /// How long intakes may take to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(15);
+/// How often it is told that the join turned something away.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 const SECOND_NS: u64 = 1_000_000_000;
 
 #[derive(Debug, Clone, Args)]
@@ -216,7 +218,9 @@ fn spawn_join(args: &ServeArgs, inputs: Inputs, outlet: Outlet) -> Result<Joinin
 }
 
 fn join_and_write(mut join: Join, runtime: &Handle, mut inputs: Inputs, mut outlet: Outlet) -> Result<(), OutletError> {
-    let mut next_tick = Instant::now();
+    outlet.write(&join.apply(Input::Now(intake::now())))?;
+    let mut next_tick = Instant::now() + TICK;
+    let mut told = (Instant::now(), join.counters());
     loop {
         let received = runtime.block_on(async { tokio::time::timeout_at(next_tick.into(), inputs.recv()).await });
         match received {
@@ -232,12 +236,28 @@ fn join_and_write(mut join: Join, runtime: &Handle, mut inputs: Inputs, mut outl
             outlet.write(&join.apply(Input::Now(intake::now())))?;
             next_tick = Instant::now() + TICK;
         }
+        if told.0.elapsed() >= TELL_EVERY {
+            let counters = join.counters();
+            tell_refusals(&told.1, &counters);
+            told = (Instant::now(), counters);
+        }
     }
     outlet.write(&join.apply(Input::Now(intake::now())))?;
     outlet.write(&join.finish())?;
     let counters = join.counters();
     tracing::info!(?counters, "join is done");
     Ok(())
+}
+
+fn tell_refusals(before: &Counters, now: &Counters) {
+    let refused = |counters: &Counters| {
+        let Counters { refused_requests, refused_roots, refused_pods, given_up, .. } = *counters;
+        [refused_requests, refused_roots, refused_pods, given_up]
+    };
+    if refused(before) != refused(now) {
+        let [requests, roots, pods, given_up] = refused(now);
+        tracing::warn!(requests, roots, pods, given_up, "the join is full: turned away since the start");
+    }
 }
 
 impl Joining {

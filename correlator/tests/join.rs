@@ -1,5 +1,7 @@
 //! The join's promises, on scenes built by hand.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says no more by handling them")]
+
 mod support;
 
 use proptest::prelude::*;
@@ -161,6 +163,34 @@ fn a_run_with_a_probes_command_is_not_told_apart_from_the_probe() {
     assert!(sessions[0].reasons[0].contains("probe"), "{:?}", sessions[0].reasons);
 }
 
+#[test]
+fn an_attach_names_the_containers_main_process_and_claims_nothing_that_ran() {
+    let mut inputs = tree(50, &["server"], BASE - 60 * SECOND).entry("start").inputs();
+    inputs.truncate(2);
+    // Without a debug request of hers before it, alice's attach is an attach.
+    inputs.extend(debug("alice", "app", BASE).split_off(1));
+    let sessions = joined(inputs);
+    assert_eq!((sessions.len(), sessions[0].kind, sessions[0].evidence), (1, Kind::Attach, Evidence::AuditOnly));
+    assert_eq!(sessions[0].root.as_ref().unwrap().pid, 50);
+    assert!(sessions[0].ran.is_empty());
+    assert_eq!(sessions[0].attesters, ["audit/webhook", "node/node-1"]);
+}
+
+#[test]
+fn verdicts_are_counted_once_however_often_they_come_and_completed_later() {
+    let root = tree(100, &["sh"], BASE + 200 * MS);
+    let mut inputs = ask("alice", &["sh"], BASE).stages();
+    inputs.extend(root.inputs());
+    for outcome in ["unknown", "executed", "unknown"] {
+        inputs.push(root.verdict("v1", "execve", outcome));
+    }
+    inputs.push(root.verdict("v2", "clone", ""));
+    let verdicts = &joined(inputs)[0].verdicts;
+    let counted: Vec<(&str, &str, u64)> =
+        verdicts.iter().map(|found| (found.syscall.as_str(), found.outcome.as_str(), found.count)).collect();
+    assert_eq!(counted, [("clone", "", 1), ("execve", "executed", 1)]);
+}
+
 // === When sessions are written ===
 
 struct Live {
@@ -273,6 +303,28 @@ fn finished_sessions_are_let_go_and_stragglers_are_counted() {
     live.feed(tree(100, &["sh"], BASE + 200 * MS).inputs());
     assert!(live.now(BASE + 2100 * SECOND).is_empty(), "no second revision 1 of what was told and closed");
     assert_eq!(live.join.counters().late, 6);
+}
+
+#[test]
+fn main_processes_keep_only_their_identity_and_probes_go_first() {
+    let mut live = Live::new();
+    live.now(BASE);
+    live.feed(pod_status("node-1", &["probe"]));
+    let mut server = tree(50, &["server"], BASE).entry("start").inputs();
+    server.truncate(2);
+    live.feed(server);
+    for number in 0..20 {
+        live.feed(tree(100 + 10 * number, &["probe"], BASE + u64::from(number) * SECOND).entry("exec_sync").inputs());
+    }
+    live.now(BASE + 30 * SECOND);
+    live.now(BASE + 1000 * SECOND);
+    live.now(BASE + 2000 * SECOND);
+    live.feed(tree(50, &["server"], BASE).entry("start").inputs().into_iter().skip(1).take(1));
+    assert!(live.now(BASE + 2100 * SECOND).is_empty());
+    assert_eq!((live.join.counters().probes, live.join.counters().late), (20, 1));
+    // It still is the container's main process to whoever attaches.
+    live.feed(debug("alice", "app", BASE + 2100 * SECOND).split_off(1));
+    assert_eq!(live.now(BASE + 2110 * SECOND)[0].root.as_ref().unwrap().pid, 50);
 }
 
 #[test]

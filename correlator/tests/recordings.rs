@@ -1,5 +1,7 @@
 //! The recordings of a real cluster: every event is understood, and every access comes out as it happened.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says no more by handling them")]
+
 mod support;
 
 use seclog_correlator::audit::{self, FeedCounters};

@@ -62,12 +62,12 @@ pub enum Transport {
 }
 
 #[derive(Debug, Default)]
-pub struct AgentCounters {
-    pub records: AtomicU64,
+struct AgentCounters {
+    records: AtomicU64,
     /// Records that an agent sent again.
-    pub repeated: AtomicU64,
+    repeated: AtomicU64,
     /// Streams that ended with an error.
-    pub refused: AtomicU64,
+    refused: AtomicU64,
 }
 
 /// A bound listener, not yet serving.
@@ -119,6 +119,7 @@ impl Agents {
         if let Transport::Tls(files) = &transport {
             server = server.tls_config(files.tonic()?)?;
         }
+        let shared = Arc::clone(&service.0);
         let service = NodeStreamServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
         server
             .add_service(service)
@@ -126,6 +127,9 @@ impl Agents {
                 let _ = stop.wait_for(|stop| *stop).await;
             })
             .await?;
+        let AgentCounters { records, repeated, refused } = &shared.counters;
+        let [records, repeated, refused] = [records, repeated, refused].map(|counter| counter.load(Ordering::Relaxed));
+        tracing::info!(records, repeated, refused, "agents served");
         Ok(())
     }
 }

@@ -109,14 +109,23 @@ impl Webhook {
             let _ = stop.wait_for(|stop| *stop).await;
             stopper.graceful_shutdown(Some(DRAIN_WITHIN));
         });
-        let app = Router::new().fallback(receive).with_state(shared);
+        let app = Router::new().fallback(receive).with_state(Arc::clone(&shared));
         axum_server::from_tcp(listener)
             .map_err(WebhookError::Serve)?
             .acceptor(Acceptor(RustlsAcceptor::new(tls)))
             .handle(handle)
             .serve(app.into_make_service_with_connect_info::<SocketAddr>())
             .await
-            .map_err(WebhookError::Serve)
+            .map_err(WebhookError::Serve)?;
+        let counters = shared.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        tracing::info!(
+            events = counters.events,
+            access = counters.access,
+            irrelevant = counters.irrelevant_total(),
+            malformed = counters.malformed,
+            "audit webhook served"
+        );
+        Ok(())
     }
 }
 

@@ -160,7 +160,7 @@ impl Root {
                 }
             }
             Some(Detail::Verdict(verdict)) => self.add_verdict(record.id, verdict, config),
-            Some(Detail::Loss(_)) | None => {}
+            Some(Detail::Loss(_) | Detail::VerdictCount(_) | Detail::CgroupMove(_)) | None => {}
         }
     }
 
@@ -250,7 +250,9 @@ impl Root {
     }
 
     pub(super) fn trim(&mut self) {
+        let own = (self.key.start_boottime_ns, self.key.pid);
         self.starts.retain(|_, start| start.program.is_session_root);
+        self.exits.retain(|process| *process == own);
         self.verdicts.clear();
         self.verdicts_not_kept.clear();
     }

@@ -1,15 +1,12 @@
 //! Sessions from groups: what is said of each, and when it may be said.
 
 use super::ask::Ask;
-use super::fit::ArgvFit;
 use super::ids;
-use super::knowledge::Losses;
 use super::matching::{Around, Bond, Group, groups};
 use super::root::{Root, RootKey};
-use super::session::{
-    Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Session, SessionUser, Side, State,
-};
-use crate::audit::{AccessKind, Identity, SPO_UID};
+use super::session::{Candidate, Evidence, Kind, Outcome, Session, Side};
+use super::telling::{Teller, is_open};
+use crate::audit::{AccessKind, Identity};
 use crate::timestamp::Timestamp;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -41,6 +38,8 @@ pub(super) struct Part {
     pub(super) idle_since: Option<u64>,
     /// Container main processes and the like, of which no session tells.
     pub(super) workload: bool,
+    /// A probe's root.
+    pub(super) probe: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,16 +51,23 @@ pub(super) struct Stories {
     pub(super) probes: u64,
 }
 
-pub(super) fn stories(cluster: &str, asks: &[Ask<'_>], roots: &[&Root], around: Around<'_>) -> Stories {
+/// `mains`: main processes of the pod's containers, for the sessions that attach to them.
+pub(super) fn stories(
+    cluster: &str,
+    asks: &[Ask<'_>],
+    roots: &[&Root],
+    mains: &[&Root],
+    around: Around<'_>,
+) -> Stories {
     let mut stories = Stories::default();
     for ask in asks {
         let others = ask.tries.iter().skip(1).chain(&ask.attaches);
         stories.absorbed.extend(others.map(|attempt| (ids::of_request(cluster, &attempt.identity), ask.id)));
     }
-    let teller = Teller { cluster, asks, roots, around };
+    let teller = Teller { cluster, asks, roots, mains, around };
     for group in groups(asks, roots, around) {
         let before = stories.drafts.len();
-        let mut workload = false;
+        let (mut workload, mut probe) = (false, false);
         match &group.bond {
             Bond::Exact { fit, why } | Bond::Unique { fit, why } => {
                 let evidence =
@@ -77,23 +83,18 @@ pub(super) fn stories(cluster: &str, asks: &[Ask<'_>], roots: &[&Root], around: 
                 (None, Some(root)) => {
                     let told = teller.unrequested(roots[*root]);
                     workload = told.is_none();
-                    stories.probes += u64::from(told.as_ref().is_some_and(|draft| draft.session.kind == Kind::Probe));
+                    probe = told.as_ref().is_some_and(|draft| draft.session.kind == Kind::Probe);
+                    stories.probes += u64::from(probe);
                     stories.drafts.extend(told);
                 }
                 (None, None) => {}
             },
         }
         let sessions = stories.drafts[before..].iter().map(|draft| draft.session.id).collect();
-        stories.parts.push(teller.part(&group, sessions, workload));
+        let part = Part { sessions, workload, probe, ..teller.part(&group) };
+        stories.parts.push(part);
     }
     stories
-}
-
-struct Teller<'a> {
-    cluster: &'a str,
-    asks: &'a [Ask<'a>],
-    roots: &'a [&'a Root],
-    around: Around<'a>,
 }
 
 impl Teller<'_> {
@@ -161,9 +162,14 @@ impl Teller<'_> {
             why.push("records were lost in the request's window: it may have run all the same".to_owned());
         }
         let mut draft = self.asked(ask, None, Evidence::AuditOnly, why, Vec::new());
+        if matches!(lead.access.kind, AccessKind::Attach | AccessKind::ProxyAttach) && lead.could_have_run() {
+            self.name_main_process(ask, &mut draft.session);
+        }
         if expects {
-            let patience = self.around.config.node_patience_ns;
-            draft.ready = Ready { at: until.saturating_add(patience), nodes_past: Some(until), audit_past: None };
+            // Old requests may come with a file while the agents are still to connect.
+            let from = until.max(lead.arrived);
+            let at = from.saturating_add(self.around.config.node_patience_ns);
+            draft.ready = Ready { at, nodes_past: Some(until), audit_past: None };
         }
         draft
     }
@@ -197,7 +203,7 @@ impl Teller<'_> {
         let entered = root.entered();
         let patience = self.around.config.audit_lateness_ns;
         draft.ready = Ready {
-            at: entered.saturating_add(patience),
+            at: entered.max(root.first_arrival()).saturating_add(patience),
             nodes_past: None,
             // A request that fits it arrives before it, but for the skew of the clocks.
             audit_past: Some(entered.saturating_add(self.around.config.skew_ns)),
@@ -205,207 +211,7 @@ impl Teller<'_> {
         Some(draft)
     }
 
-    fn asked(
-        &self,
-        ask: &Ask<'_>,
-        root: Option<(&Root, &ArgvFit)>,
-        evidence: Evidence,
-        mut reasons: Vec<String>,
-        candidates: Vec<Candidate>,
-    ) -> Draft {
-        let (lead, first) = (ask.lead(), ask.first());
-        let closed_at = ask.closed_at();
-        if ask.tries.len() > 1 {
-            reasons.push("the client tried twice (WebSocket, then SPDY): one attempt".to_owned());
-        }
-        if !ask.attaches.is_empty() {
-            reasons.push("the client attached to the container that it had made".to_owned());
-        }
-        let access = &lead.access;
-        let container = root.and_then(|(root, _)| root.container());
-        let named: Vec<&str> = ask.containers().into_iter().collect();
-        let place = Place {
-            cluster: self.cluster.to_owned(),
-            node: root.and_then(|(root, _)| some(root.key.node.to_string())).or_else(|| access.node.clone()),
-            namespace: access.namespace.clone(),
-            pod: access.pod.clone(),
-            pod_uid: container
-                .map(|container| container.pod_uid.clone())
-                .filter(|uid| !uid.is_empty())
-                .or_else(|| access.pod_uid.clone()),
-            container: container.map(|container| container.name.clone()).or_else(|| match named.as_slice() {
-                [one] => Some((*one).to_owned()),
-                _ => None,
-            }),
-            container_id: container.and_then(|container| some(container.id.clone())),
-        };
-        let user = &lead.user;
-        let mut session = Session {
-            id: ask.id,
-            revision: 0,
-            kind: ask.kind(),
-            evidence,
-            outcome: lead.outcome(),
-            state: if is_open(ask, root.map(|(root, _)| root)) { State::Open } else { State::Closed },
-            superseded_by: None,
-            start: Timestamp(first.identity.received),
-            reasons,
-            findings: Vec::new(),
-            claims: Vec::new(),
-            user: Some(SessionUser {
-                username: user.username.clone(),
-                groups: user.groups.clone(),
-                impersonated: user.impersonated.clone(),
-                impersonated_groups: user.impersonated_groups.clone(),
-            }),
-            request: Some(lead.request()),
-            other_requests: ask
-                .tries
-                .iter()
-                .rev()
-                .skip(1)
-                .rev()
-                .chain(&ask.attaches)
-                .map(|attempt| attempt.request())
-                .collect(),
-            place,
-            root: None,
-            ran: Vec::new(),
-            ran_not_listed: 0,
-            verdicts: Vec::new(),
-            candidates,
-            losses: Vec::new(),
-            attesters: Vec::new(),
-        };
-        self.findings_of_request(ask, &mut session);
-        let (from, until) = ask.window(self.around.config);
-        let mut last = until;
-        if let Some((root, argv)) = root {
-            self.add_root(root, closed_at, &mut session);
-            if *argv == (ArgvFit::Recorded { prefixed: false }) {
-                session.findings.push(format!(
-                    "what ran is not what was asked: an argument that named {SPO_UID} was replaced by the webhook"
-                ));
-            }
-            last = root.last_seen.max(closed_at.unwrap_or_default());
-        }
-        session.claims = claims(&session, lead.spo_uid());
-        let node = root.map(|(root, _)| &*root.key.node);
-        session.losses = losses(self.around.losses, node, from, last);
-        let routes: BTreeSet<String> = ask
-            .tries
-            .iter()
-            .chain(&ask.attaches)
-            .flat_map(|attempt| &attempt.routes)
-            .map(|route| format!("audit/{route}"))
-            .collect();
-        session.attesters = routes.into_iter().chain(session.attesters).collect();
-        let arrived = ask.tries.iter().chain(&ask.attaches).map(|attempt| attempt.arrived).max().unwrap_or_default();
-        let arrived = root.map_or(arrived, |(root, _)| root.first_arrival().max(arrived));
-        Draft { session, ready: self.soon(arrived), silent: false }
-    }
-
-    fn findings_of_request(&self, ask: &Ask<'_>, session: &mut Session) {
-        let attempts = || ask.tries.iter().chain(&ask.attaches);
-        let webhooks: BTreeSet<&String> = attempts().flat_map(|attempt| &attempt.failed_open).collect();
-        for webhook in webhooks {
-            session.findings.push(format!(
-                "the admission webhook {webhook} failed and was passed over: no identifier was injected"
-            ));
-        }
-        if attempts().any(|attempt| attempt.disagreement) {
-            session.findings.push("audit records of the same stage of this request differ".to_owned());
-        }
-    }
-
-    fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Draft {
-        let container = root.container().cloned().unwrap_or_default();
-        let mut session = Session {
-            id: ids::of_root(self.cluster, &root.key),
-            revision: 0,
-            kind: Kind::NodeEntry,
-            evidence,
-            outcome: Outcome::Unrequested,
-            state: if root.is_running() { State::Open } else { State::Closed },
-            superseded_by: None,
-            start: Timestamp(root.entered()),
-            reasons,
-            findings: Vec::new(),
-            claims: Vec::new(),
-            user: None,
-            request: None,
-            other_requests: Vec::new(),
-            place: Place {
-                cluster: self.cluster.to_owned(),
-                node: some(root.key.node.to_string()),
-                namespace: container.namespace,
-                pod: container.pod,
-                pod_uid: some(container.pod_uid),
-                container: some(container.name),
-                container_id: some(container.id),
-            },
-            root: None,
-            ran: Vec::new(),
-            ran_not_listed: 0,
-            verdicts: Vec::new(),
-            candidates: Vec::new(),
-            losses: losses(self.around.losses, Some(&root.key.node), root.entered(), root.last_seen),
-            attesters: Vec::new(),
-        };
-        self.add_root(root, None, &mut session);
-        session.claims = claims(&session, None);
-        Draft { session, ready: self.soon(root.arrived), silent: false }
-    }
-
-    fn add_root(&self, root: &Root, closed_at: Option<u64>, session: &mut Session) {
-        session.root = Some(RootProcess {
-            node: root.key.node.to_string(),
-            boot_id: root.key.boot_id.clone(),
-            pid: root.key.pid,
-            start_boottime_ns: root.key.start_boottime_ns,
-            entry: root.entry.how.clone(),
-            rule: root.entry.rule.clone(),
-            lineage: root.entry.lineage.clone(),
-            entered: root.first_exec().map(|(time, _)| Timestamp(time)),
-            exited: root.exit.map(|(time, _)| Timestamp(time)),
-            exit_code: root.exit.map(|(_, code)| code),
-        });
-        session.ran = root
-            .starts
-            .iter()
-            .map(|((time, record), start)| Ran {
-                time: Timestamp(*time),
-                pid: start.pid,
-                argv: start.program.argv.clone(),
-                filename: start.program.filename.clone(),
-                interpreter: start.program.interpreter.clone(),
-                comm: start.comm.clone(),
-                uid: start.uid,
-                argv_truncated_bytes: start.program.argv_truncated_bytes,
-                after_close: closed_at.is_some_and(|closed| *time > closed),
-                record: record.clone(),
-            })
-            .collect();
-        session.ran_not_listed = root.starts_not_kept;
-        session.verdicts = root.verdict_counts();
-        session.attesters = vec![format!("node/{}", root.key.node)];
-        for other in root.other_containers() {
-            let name = if other.name.is_empty() { &other.id } else { &other.name };
-            session.findings.push(format!("processes of it were also seen in container {name:?}"));
-        }
-        if let Some(nodes) = self.around.pods.contradicts(root) {
-            session.findings.push(format!(
-                "node {} reports this pod, but the API server's records say that it runs on {nodes}",
-                root.key.node
-            ));
-        }
-    }
-
-    fn soon(&self, arrived: u64) -> Ready {
-        Ready { at: arrived.saturating_add(self.around.config.settle_ns), nodes_past: None, audit_past: None }
-    }
-
-    fn part(&self, group: &Group, sessions: Vec<Uuid>, workload: bool) -> Part {
+    fn part(&self, group: &Group) -> Part {
         let asks = || group.asks.iter().map(|at| &self.asks[*at]);
         let roots = || group.roots.iter().map(|at| self.roots[*at]);
         let attempts = || asks().flat_map(|ask| ask.tries.iter().chain(&ask.attaches));
@@ -414,31 +220,18 @@ impl Teller<'_> {
             (!is_open(ask, None)).then(|| until.max(ask.closed_at().unwrap_or(0)))
         });
         let roots_idle = roots().map(|root| (!root.is_running()).then_some(root.last_seen));
-        let idle: Option<Vec<u64>> = asks_idle.chain(roots_idle).collect();
+        // Counted from its arrival where that was later: what comes from a buffer or a file is old already.
+        let arrived = attempts().map(|attempt| attempt.arrived).chain(roots().map(|root| root.arrived)).map(Some);
+        let idle: Option<Vec<u64>> = asks_idle.chain(roots_idle).chain(arrived).collect();
         Part {
             requests: attempts().map(|attempt| attempt.identity.clone()).collect(),
             roots: roots().map(|root| root.key.clone()).collect(),
-            sessions,
+            sessions: Vec::new(),
             idle_since: idle.and_then(|times| times.into_iter().max()),
-            workload,
+            workload: false,
+            probe: false,
         }
     }
-}
-
-/// A stream of it is open; or, where containers were made for it, their main process runs.
-fn is_open(ask: &Ask<'_>, root: Option<&Root>) -> bool {
-    let lead = ask.lead();
-    match lead.outcome() {
-        Outcome::Pending => true,
-        Outcome::Accepted if lead.is_debug() => {
-            ask.attaches.iter().any(|attach| attach.completed().is_none()) || root.is_some_and(Root::is_running)
-        }
-        _ => lead.completed().is_none(),
-    }
-}
-
-fn some(text: String) -> Option<String> {
-    Some(text).filter(|text| !text.is_empty())
 }
 
 fn who(ask: &Ask<'_>) -> String {
@@ -447,25 +240,4 @@ fn who(ask: &Ask<'_>) -> String {
         Some(impersonated) => format!("{} as {impersonated}", user.username),
         None => user.username.clone(),
     }
-}
-
-fn losses(losses: &Losses, node: Option<&str>, from: u64, until: u64) -> Vec<LossNote> {
-    losses.touching(node, from, until).map(|loss| loss.note.clone()).collect()
-}
-
-/// Values of SPO's variable that came from the request or a process rather than from the webhook.
-fn claims(session: &Session, recorded: Option<&str>) -> Vec<String> {
-    let asked = session.request.iter().flat_map(|request| &request.argv).map(|argument| ("the request", argument));
-    let ran = session.ran.iter().flat_map(|ran| &ran.argv).map(|argument| ("what ran", argument));
-    let mut said = BTreeSet::new();
-    for (source, argument) in asked.chain(ran) {
-        for found in argument.split(SPO_UID).skip(1).filter_map(|rest| rest.strip_prefix('=')) {
-            let value = found.split(|letter: char| letter.is_whitespace() || letter == ';').next().unwrap_or_default();
-            if Some(value) != recorded && said.len() < 16 {
-                let shown: String = value.chars().take(64).collect();
-                said.insert(format!("{source} named {SPO_UID}={shown:?} itself: it proves nothing"));
-            }
-        }
-    }
-    said.into_iter().collect()
 }

@@ -5,7 +5,7 @@ use seclog_correlator::join::session::{Kind, Session, State};
 use seclog_correlator::join::{Input, Route};
 use seclog_proto::rfc3339;
 use seclog_proto::v1::node_record::Detail;
-use seclog_proto::v1::{Container, Loss, NodeRecord, ProcessExit, ProcessStart, SessionRoot};
+use seclog_proto::v1::{Container, Loss, NodeRecord, ProcessExit, ProcessStart, SessionRoot, Verdict};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -155,6 +155,14 @@ impl Tree {
             self.record(child, 20 * MS, exit()),
             self.record(self.pid, 30 * MS, exit()),
         ]
+    }
+
+    pub(crate) fn verdict(&self, id: &str, syscall: &str, outcome: &str) -> Input {
+        let verdict = Verdict { syscall_name: syscall.to_owned(), outcome: outcome.to_owned(), ..Default::default() };
+        match self.record(self.pid, 0, Detail::Verdict(verdict)) {
+            Input::Node { node, record } => Input::Node { node, record: NodeRecord { id: id.to_owned(), ..record } },
+            other => other,
+        }
     }
 
     fn record(&self, pid: u32, after: u64, detail: Detail) -> Input {

@@ -46,6 +46,8 @@ impl Correlator {
         command.args(["--agents-listen", "127.0.0.1:0", "--audit-webhook-listen", "127.0.0.1:0"]);
         command.arg("--tls-cert").arg(&pki.server.certificate).arg("--tls-key").arg(&pki.server.key);
         command.arg("--client-ca").arg(&pki.ca);
+        // A real API server may report half a minute later; here it does at once.
+        command.args(["--audit-lateness", "10"]);
         let process = Process::start("seclog-correlator", &mut command)?;
         let agents = address(&process.wait_for_log("listening for agents")?)?;
         let webhook = address(&process.wait_for_log("listening for audit webhook")?)?;

@@ -1,0 +1,69 @@
+//! The join's times and bounds.
+
+/// Times are nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub cluster: String,
+    /// How far the clocks of API server and node may be apart.
+    pub skew_ns: u64,
+    /// How long after the response has completed a root may still enter.
+    pub slack_ns: u64,
+    /// How long after the request a root may enter.
+    pub start_within_ns: u64,
+    /// The same for containers that have to be made first.
+    pub debug_start_within_ns: u64,
+    /// How long a finding is held back for what usually follows at once.
+    pub settle_ns: u64,
+    /// Revisions of one session are at least this far apart.
+    pub revise_after_ns: u64,
+    /// How long to wait for node records where no watermark tells.
+    pub node_patience_ns: u64,
+    /// How late audit events may be: a batching webhook waits 30 s by default.
+    pub audit_lateness_ns: u64,
+    /// Finished sessions are kept this long for late news.
+    pub horizon_ns: u64,
+    /// Sessions that never end are let go after this.
+    pub longest_ns: u64,
+    /// How often to look for what can be let go.
+    pub sweep_every_ns: u64,
+    pub max_requests: usize,
+    pub max_roots: usize,
+    pub max_pods: usize,
+    pub max_losses: usize,
+    /// Ids of what was let go, so that stragglers are known as such.
+    pub max_gone: usize,
+    pub starts_per_root: usize,
+    pub verdicts_per_root: usize,
+    pub containers_per_root: usize,
+    pub facts_per_pod: usize,
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+impl Config {
+    pub fn new(cluster: impl Into<String>) -> Self {
+        Self {
+            cluster: cluster.into(),
+            skew_ns: SECOND,
+            slack_ns: SECOND,
+            start_within_ns: 30 * SECOND,
+            debug_start_within_ns: 600 * SECOND,
+            settle_ns: 2 * SECOND,
+            revise_after_ns: SECOND,
+            node_patience_ns: 10 * SECOND,
+            audit_lateness_ns: 45 * SECOND,
+            horizon_ns: 900 * SECOND,
+            longest_ns: 86_400 * SECOND,
+            sweep_every_ns: 20 * SECOND,
+            max_requests: 100_000,
+            max_roots: 200_000,
+            max_pods: 200_000,
+            max_losses: 10_000,
+            max_gone: 200_000,
+            starts_per_root: 1_000,
+            verdicts_per_root: 4_096,
+            containers_per_root: 8,
+            facts_per_pod: 64,
+        }
+    }
+}

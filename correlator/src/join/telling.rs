@@ -1,0 +1,286 @@
+//! A session's text: everything that is said of a request, a root, or both.
+
+use super::ask::Ask;
+use super::fit::ArgvFit;
+use super::ids;
+use super::knowledge::Losses;
+use super::matching::Around;
+use super::root::Root;
+use super::session::{
+    Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Session, SessionUser, State,
+};
+use super::story::{Draft, Ready};
+use crate::audit::SPO_UID;
+use crate::timestamp::Timestamp;
+use std::collections::BTreeSet;
+
+pub(super) struct Teller<'a> {
+    pub(super) cluster: &'a str,
+    pub(super) asks: &'a [Ask<'a>],
+    pub(super) roots: &'a [&'a Root],
+    /// Main processes of the pod's containers, also those whose own story is over.
+    pub(super) mains: &'a [&'a Root],
+    pub(super) around: Around<'a>,
+}
+
+impl Teller<'_> {
+    pub(super) fn asked(
+        &self,
+        ask: &Ask<'_>,
+        root: Option<(&Root, &ArgvFit)>,
+        evidence: Evidence,
+        mut reasons: Vec<String>,
+        candidates: Vec<Candidate>,
+    ) -> Draft {
+        let (lead, first) = (ask.lead(), ask.first());
+        let closed_at = ask.closed_at();
+        if ask.tries.len() > 1 {
+            reasons.push("the client tried twice (WebSocket, then SPDY): one attempt".to_owned());
+        }
+        if !ask.attaches.is_empty() {
+            reasons.push("the client attached to the container that it had made".to_owned());
+        }
+        let access = &lead.access;
+        let container = root.and_then(|(root, _)| root.container());
+        let named: Vec<&str> = ask.containers().into_iter().collect();
+        let place = Place {
+            cluster: self.cluster.to_owned(),
+            node: root.and_then(|(root, _)| some(root.key.node.to_string())).or_else(|| access.node.clone()),
+            namespace: access.namespace.clone(),
+            pod: access.pod.clone(),
+            pod_uid: container
+                .map(|container| container.pod_uid.clone())
+                .filter(|uid| !uid.is_empty())
+                .or_else(|| access.pod_uid.clone()),
+            container: container.map(|container| container.name.clone()).or_else(|| match named.as_slice() {
+                [one] => Some((*one).to_owned()),
+                _ => None,
+            }),
+            container_id: container.and_then(|container| some(container.id.clone())),
+        };
+        let user = &lead.user;
+        let mut session = Session {
+            id: ask.id,
+            revision: 0,
+            kind: ask.kind(),
+            evidence,
+            outcome: lead.outcome(),
+            state: if is_open(ask, root.map(|(root, _)| root)) { State::Open } else { State::Closed },
+            superseded_by: None,
+            start: Timestamp(first.identity.received),
+            reasons,
+            findings: Vec::new(),
+            claims: Vec::new(),
+            user: Some(SessionUser {
+                username: user.username.clone(),
+                groups: user.groups.clone(),
+                impersonated: user.impersonated.clone(),
+                impersonated_groups: user.impersonated_groups.clone(),
+            }),
+            request: Some(lead.request()),
+            other_requests: ask
+                .tries
+                .iter()
+                .rev()
+                .skip(1)
+                .rev()
+                .chain(&ask.attaches)
+                .map(|attempt| attempt.request())
+                .collect(),
+            place,
+            root: None,
+            ran: Vec::new(),
+            ran_not_listed: 0,
+            verdicts: Vec::new(),
+            candidates,
+            losses: Vec::new(),
+            attesters: Vec::new(),
+        };
+        self.findings_of_request(ask, &mut session);
+        let (from, until) = ask.window(self.around.config);
+        let mut last = until;
+        if let Some((root, argv)) = root {
+            self.add_root(root, closed_at, &mut session);
+            if *argv == (ArgvFit::Recorded { prefixed: false }) {
+                session.findings.push(format!(
+                    "what ran is not what was asked: an argument that named {SPO_UID} was replaced by the webhook"
+                ));
+            }
+            last = root.last_seen.max(closed_at.unwrap_or_default());
+        }
+        session.claims = claims(&session, lead.spo_uid());
+        let node = root.map(|(root, _)| &*root.key.node);
+        session.losses = losses(self.around.losses, node, from, last);
+        let routes: BTreeSet<String> = ask
+            .tries
+            .iter()
+            .chain(&ask.attaches)
+            .flat_map(|attempt| &attempt.routes)
+            .map(|route| format!("audit/{route}"))
+            .collect();
+        session.attesters = routes.into_iter().chain(session.attesters).collect();
+        let arrived = ask.tries.iter().chain(&ask.attaches).map(|attempt| attempt.arrived).max().unwrap_or_default();
+        let arrived = root.map_or(arrived, |(root, _)| root.first_arrival().max(arrived));
+        Draft { session, ready: self.soon(arrived), silent: false }
+    }
+
+    fn findings_of_request(&self, ask: &Ask<'_>, session: &mut Session) {
+        let attempts = || ask.tries.iter().chain(&ask.attaches);
+        let webhooks: BTreeSet<&String> = attempts().flat_map(|attempt| &attempt.failed_open).collect();
+        for webhook in webhooks {
+            session.findings.push(format!(
+                "the admission webhook {webhook} failed and was passed over: no identifier was injected"
+            ));
+        }
+        if attempts().any(|attempt| attempt.disagreement) {
+            session.findings.push("audit records of the same stage of this request differ".to_owned());
+        }
+    }
+
+    pub(super) fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Draft {
+        let container = root.container().cloned().unwrap_or_default();
+        let mut session = Session {
+            id: ids::of_root(self.cluster, &root.key),
+            revision: 0,
+            kind: Kind::NodeEntry,
+            evidence,
+            outcome: Outcome::Unrequested,
+            state: if root.is_running() { State::Open } else { State::Closed },
+            superseded_by: None,
+            start: Timestamp(root.entered()),
+            reasons,
+            findings: Vec::new(),
+            claims: Vec::new(),
+            user: None,
+            request: None,
+            other_requests: Vec::new(),
+            place: Place {
+                cluster: self.cluster.to_owned(),
+                node: some(root.key.node.to_string()),
+                namespace: container.namespace,
+                pod: container.pod,
+                pod_uid: some(container.pod_uid),
+                container: some(container.name),
+                container_id: some(container.id),
+            },
+            root: None,
+            ran: Vec::new(),
+            ran_not_listed: 0,
+            verdicts: Vec::new(),
+            candidates: Vec::new(),
+            losses: losses(self.around.losses, Some(&root.key.node), root.entered(), root.last_seen),
+            attesters: Vec::new(),
+        };
+        self.add_root(root, None, &mut session);
+        session.claims = claims(&session, None);
+        Draft { session, ready: self.soon(root.arrived), silent: false }
+    }
+
+    fn add_root(&self, root: &Root, closed_at: Option<u64>, session: &mut Session) {
+        session.root = Some(process(root));
+        session.ran = root
+            .starts
+            .iter()
+            .map(|((time, record), start)| Ran {
+                time: Timestamp(*time),
+                pid: start.pid,
+                argv: start.program.argv.clone(),
+                filename: start.program.filename.clone(),
+                interpreter: start.program.interpreter.clone(),
+                comm: start.comm.clone(),
+                uid: start.uid,
+                argv_truncated_bytes: start.program.argv_truncated_bytes,
+                after_close: closed_at.is_some_and(|closed| *time > closed),
+                record: record.clone(),
+            })
+            .collect();
+        session.ran_not_listed = root.starts_not_kept;
+        session.verdicts = root.verdict_counts();
+        session.attesters = vec![format!("node/{}", root.key.node)];
+        for other in root.other_containers() {
+            let name = if other.name.is_empty() { &other.id } else { &other.name };
+            session.findings.push(format!("processes of it were also seen in container {name:?}"));
+        }
+        if let Some(nodes) = self.around.pods.contradicts(root) {
+            session.findings.push(format!(
+                "node {} reports this pod, but the API server's records say that it runs on {nodes}",
+                root.key.node
+            ));
+        }
+    }
+
+    /// Attaching reaches the container's main process: it is named, and nothing that ran is claimed.
+    pub(super) fn name_main_process(&self, ask: &Ask<'_>, session: &mut Session) {
+        let containers = ask.containers();
+        let mut mains = self.mains.iter().filter(|main| {
+            let name = main.container().map(|container| container.name.as_str());
+            main.exit.is_none_or(|(time, _)| time >= ask.first().identity.received)
+                && (containers.is_empty() || name.is_some_and(|name| containers.contains(name)))
+        });
+        let (Some(main), None) = (mains.next(), mains.next()) else { return };
+        session.root = Some(process(main));
+        session.place.node = some(main.key.node.to_string());
+        if let Some(container) = main.container() {
+            session.place.container = some(container.name.clone());
+            session.place.container_id = some(container.id.clone());
+            session.place.pod_uid = some(container.pod_uid.clone());
+        }
+        session.attesters.push(format!("node/{}", main.key.node));
+    }
+
+    pub(super) fn soon(&self, arrived: u64) -> Ready {
+        Ready { at: arrived.saturating_add(self.around.config.settle_ns), nodes_past: None, audit_past: None }
+    }
+}
+
+/// A stream of it is open; or, where containers were made for it, their main process runs.
+pub(super) fn is_open(ask: &Ask<'_>, root: Option<&Root>) -> bool {
+    let lead = ask.lead();
+    match lead.outcome() {
+        Outcome::Pending => true,
+        Outcome::Accepted if lead.is_debug() => {
+            ask.attaches.iter().any(|attach| attach.completed().is_none()) || root.is_some_and(Root::is_running)
+        }
+        _ => lead.completed().is_none(),
+    }
+}
+
+fn process(root: &Root) -> RootProcess {
+    RootProcess {
+        node: root.key.node.to_string(),
+        boot_id: root.key.boot_id.clone(),
+        pid: root.key.pid,
+        start_boottime_ns: root.key.start_boottime_ns,
+        entry: root.entry.how.clone(),
+        rule: root.entry.rule.clone(),
+        lineage: root.entry.lineage.clone(),
+        entered: root.first_exec().map(|(time, _)| Timestamp(time)),
+        exited: root.exit.map(|(time, _)| Timestamp(time)),
+        exit_code: root.exit.map(|(_, code)| code),
+    }
+}
+
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn losses(losses: &Losses, node: Option<&str>, from: u64, until: u64) -> Vec<LossNote> {
+    losses.touching(node, from, until).map(|loss| loss.note.clone()).collect()
+}
+
+/// Values of SPO's variable that came from the request or a process rather than from the webhook.
+fn claims(session: &Session, recorded: Option<&str>) -> Vec<String> {
+    let asked = session.request.iter().flat_map(|request| &request.argv).map(|argument| ("the request", argument));
+    let ran = session.ran.iter().flat_map(|ran| &ran.argv).map(|argument| ("what ran", argument));
+    let mut said = BTreeSet::new();
+    for (source, argument) in asked.chain(ran) {
+        for found in argument.split(SPO_UID).skip(1).filter_map(|rest| rest.strip_prefix('=')) {
+            let value = found.split(|letter: char| letter.is_whitespace() || letter == ';').next().unwrap_or_default();
+            if Some(value) != recorded && said.len() < 16 {
+                let shown: String = value.chars().take(64).collect();
+                said.insert(format!("{source} named {SPO_UID}={shown:?} itself: it proves nothing"));
+            }
+        }
+    }
+    said.into_iter().collect()
+}
