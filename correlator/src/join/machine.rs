@@ -1,6 +1,7 @@
 //! The state, and what each input does to it.
 
 use super::attempt::Attempt;
+use super::checks::Checks;
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
 use super::matching::Around;
 use super::release::Gone;
@@ -53,6 +54,7 @@ pub struct Join {
     pub(super) uid_uses: BTreeMap<String, u32>,
     pub(super) pods: Pods,
     pub(super) losses: Losses,
+    pub(super) checks: Checks,
     pub(super) watermarks: Watermarks,
     pub(super) dirty: BTreeSet<Scope>,
     /// Scopes with something to write that is not settled, and when to look again.
@@ -76,6 +78,7 @@ impl Join {
             uid_uses: BTreeMap::new(),
             pods: Pods::default(),
             losses: Losses::default(),
+            checks: Checks::default(),
             watermarks: Watermarks::default(),
             dirty: BTreeSet::new(),
             due: BTreeMap::new(),
@@ -93,6 +96,12 @@ impl Join {
             Input::Node { node, record } => self.node_record(&node, record),
             Input::Audit { route, event } => self.audit_event(route, *event),
             Input::Pod(fact) => self.pod(fact),
+            Input::NodeCheck { node, status } => {
+                // Rare: checks that say nothing new are none.
+                if self.checks.add(&node, status) {
+                    self.dirty.extend(self.scopes.keys().cloned());
+                }
+            }
             Input::AuditLoss { source, reason, from, until, count } => {
                 let (from, until) = (Timestamp(from), Timestamp(until));
                 let note = LossNote { stream: "audit".to_owned(), source, reason, from, until, count };
@@ -279,7 +288,13 @@ impl Join {
         let roots: Vec<&Root> = held.roots.iter().filter_map(|key| self.roots.get(key)).map(|(root, _)| root).collect();
         let mains: Vec<&Root> = roots.iter().copied().filter(|root| root.entry.how == "start").collect();
         let roots: Vec<&Root> = roots.into_iter().filter(|root| !root.retired).collect();
-        let around = Around { config: &self.config, pods: &self.pods, losses: &self.losses, uid_uses: &self.uid_uses };
+        let around = Around {
+            config: &self.config,
+            pods: &self.pods,
+            losses: &self.losses,
+            checks: &self.checks,
+            uid_uses: &self.uid_uses,
+        };
         stories(&self.config.cluster, &asks, &roots, &mains, around)
     }
 
