@@ -69,6 +69,18 @@ fn the_agent_is_admitted_and_sees_the_host() {
 }
 
 #[test]
+fn the_agent_checks_the_hosts_files_and_may_only_create_events() {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
+    let pod = &daemonset["spec"]["template"]["spec"];
+    let args = pod["containers"][0]["args"].as_array().unwrap();
+    assert!(args.contains(&json!("--check-root=/proc/1/root")) && pod["hostPID"] == true);
+    let role = one("guest/daemonset.yaml", "Role", "seclog-agent-events");
+    assert_eq!(role["rules"], json!([{ "apiGroups": [""], "resources": ["events"], "verbs": ["create"] }]));
+    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-events");
+    assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
+}
+
+#[test]
 fn the_agent_has_the_capabilities_it_needs_and_no_others() {
     let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
     let container = &daemonset["spec"]["template"]["spec"]["containers"][0];
