@@ -20,6 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .message_attribute(".seclog.v1.ProcessStart", JSON)
         .message_attribute(".seclog.v1.ProcessExit", JSON)
         .message_attribute(".seclog.v1.Loss", JSON)
+        .message_attribute(".seclog.v1.VerdictCount", JSON)
+        .message_attribute(".seclog.v1.CgroupMove", JSON)
         .type_attribute(
             ".seclog.v1.NodeRecord.detail",
             "#[derive(serde::Serialize, serde::Deserialize)] #[serde(tag = \"kind\", rename_all = \"snake_case\")]",
@@ -27,6 +29,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .field_attribute("NodeRecord.detail", "#[serde(flatten)]")
         .field_attribute(".seclog.v1.NodeRecord.time_unix_ns", "#[serde(rename = \"time\", with = \"crate::rfc3339\")]")
         .field_attribute(".seclog.v1.Loss.from_unix_ns", "#[serde(rename = \"from\", with = \"crate::rfc3339\")]")
+        .field_attribute(
+            ".seclog.v1.VerdictCount.first_unix_ns",
+            "#[serde(rename = \"first\", with = \"crate::rfc3339\")]",
+        )
+        .field_attribute(
+            ".seclog.v1.VerdictCount.last_unix_ns",
+            "#[serde(rename = \"last\", with = \"crate::rfc3339\")]",
+        )
         .field_attribute(".seclog.v1.Loss.until_unix_ns", "#[serde(rename = \"until\", with = \"crate::rfc3339\")]")
         .compile_fds(ours)?;
 

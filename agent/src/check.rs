@@ -40,13 +40,16 @@ pub struct CheckOptions {
 pub type Status = watch::Receiver<Option<CheckStatus>>;
 
 /// Checks until the receivers are gone. The first check is due at once.
-pub fn start(options: CheckOptions, socket: Option<PathBuf>, hooks: &[HookStatus], node: String) -> Status {
+pub fn start(
+    options: CheckOptions,
+    socket: Option<PathBuf>,
+    hooks: watch::Receiver<Vec<HookStatus>>,
+    node: String,
+) -> Status {
     let (sender, receiver) = watch::channel(None);
     if options.check_interval == 0 {
         return receiver;
     }
-    let hooks: Vec<(String, bool, String)> =
-        hooks.iter().map(|hook| (hook.name.clone(), hook.active, hook.reason.clone())).collect();
     tokio::spawn(async move {
         let mut every = interval(Duration::from_secs(options.check_interval));
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -57,7 +60,9 @@ pub fn start(options: CheckOptions, socket: Option<PathBuf>, hooks: &[HookStatus
                 _ = every.tick() => {}
                 () = sender.closed() => return,
             }
-            let (options, socket, hooks) = (options.clone(), socket.clone(), hooks.clone());
+            let (options, socket) = (options.clone(), socket.clone());
+            let tried = |hook: &HookStatus| (hook.name.clone(), hook.active, hook.reason.clone());
+            let hooks: Vec<(String, bool, String)> = hooks.borrow().iter().map(tried).collect();
             // It reads files and waits for CRI-O.
             let report = match tokio::task::spawn_blocking(move || check(&options, socket, hooks)).await {
                 Ok(Ok(report)) => report,
@@ -117,6 +122,20 @@ fn tell(change: &Change) {
     }
 }
 
+/// The last result as numbers, for the agent's counters; nothing before the first.
+pub fn counters(status: &Status) -> Vec<(&'static str, u64)> {
+    let status = status.borrow();
+    let Some(CheckStatus { findings, namespaces, .. }) = status.as_ref() else { return Vec::new() };
+    let of = |severity: &str| findings.iter().filter(|f| f.severity == severity).count() as u64;
+    vec![
+        ("check_errors", of("error")),
+        ("check_warnings", of("warning")),
+        ("check_unknown", of("unknown")),
+        ("check_containers_logging", namespaces.iter().map(|n| u64::from(n.logs)).sum()),
+        ("check_containers_not_logging", namespaces.iter().map(|n| u64::from(n.does_not_log)).sum()),
+    ]
+}
+
 /// As the correlator gets it.
 fn status(report: &Report) -> CheckStatus {
     let finding = |finding: &Finding| CheckFinding {
@@ -156,10 +175,13 @@ mod tests {
         let options =
             CheckOptions { check_root: dir.path().into(), check_interval: 3600, check_expect: Expectation::Auto };
         let hook = HookStatus { name: "verdict/fentry".into(), active: false, reason: "EPERM".into() };
-        let mut results = start(options, None, &[hook], "node-1".into());
+        let (_sender, hooks) = watch::channel(vec![hook]);
+        let mut results = start(options, None, hooks, "node-1".into());
         let result = results.wait_for(Option::is_some).await.unwrap().clone().unwrap();
         assert_eq!(result.verdict, "problems");
         let codes: Vec<&str> = result.findings.iter().map(|f| f.code.as_str()).collect();
+        let counters: std::collections::BTreeMap<_, _> = counters(&results).into_iter().collect();
+        assert!(counters["check_errors"] >= 1 && counters["check_warnings"] >= 1, "{counters:?}");
         assert!(codes.contains(&"dropin-missing") && codes.contains(&"hooks-missing"), "{codes:?}");
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     },
     clock::{self, Offset},
     pipeline::Pipeline,
+    quiet::Pulse,
     throttle::Throttle,
     uplink::Batch,
 };
@@ -49,7 +50,7 @@ pub struct Sources {
 }
 
 /// Feeds the pipeline until `stop` is set or nobody takes batches any more.
-pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batch>, stop: &AtomicBool) {
+pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batch>, stop: &AtomicBool, pulse: &Pulse) {
     let mut driver = Driver::new(pipeline);
     loop {
         let ending = stop.load(Ordering::Relaxed);
@@ -57,6 +58,7 @@ pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batc
             wait(&sources, if driver.pipeline.is_waiting() { BUSY } else { IDLE });
         }
         let more = driver.pass(&mut sources, ending);
+        pulse.beat();
         if !driver.hand_over(batches) {
             return;
         }
@@ -79,13 +81,16 @@ struct Driver {
     malformed_audit: u64,
     malformed_ring: u64,
     audit_closed: bool,
+    /// Verdicts handed over as counts: in the end, what the programs call aggregated.
+    verdicts_counted: u64,
 }
 
 /// Loss counters at the last accounting.
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
-    verdict_ring_full: u64,
-    lineage_ring_full: u64,
+    verdict_dropped: u64,
+    lineage_dropped: u64,
+    recursion_misses: u64,
     overruns: u64,
     queue_full: u64,
 }
@@ -107,6 +112,7 @@ impl Driver {
             malformed_audit: 0,
             malformed_ring: 0,
             audit_closed: false,
+            verdicts_counted: 0,
         }
     }
 
@@ -119,6 +125,10 @@ impl Driver {
         if let Some(kernel) = &mut sources.kernel {
             more |= self.drain_lineage(&mut kernel.lineage);
             more |= self.drain_verdicts(&mut kernel.verdicts, now);
+            for count in kernel.take_overflow(now, ending) {
+                self.verdicts_counted += count.count;
+                self.pipeline.verdict_count(&count, self.offset, &mut self.out);
+            }
         }
         if let Some(audit) = &sources.audit {
             more |= self.drain_audit(audit, now);
@@ -212,16 +222,30 @@ impl Driver {
             counters.extend([
                 ("verdict_seen", verdict.seen),
                 ("verdict_submitted", verdict.submitted),
-                ("verdict_ring_full", verdict.ring_full),
+                ("verdict_aggregated", verdict.aggregated),
+                ("verdict_dropped", verdict.dropped),
+                ("verdict_recursion_misses", verdict.recursion_misses),
+                ("verdict_verified_instructions", verdict.verified_instructions),
                 ("lineage_seen", lineage.seen),
                 ("lineage_submitted", lineage.submitted),
-                ("lineage_ring_full", lineage.ring_full),
+                ("lineage_dropped", lineage.dropped),
+                ("lineage_filtered", lineage.filtered),
+                ("lineage_recursion_misses", lineage.recursion_misses),
+                ("lineage_verified_instructions", lineage.verified_instructions),
+                ("process_map_full", lineage.process_map_full),
+                ("verdicts_counted", self.verdicts_counted),
+                ("overflow_unreadable", kernel.unreadable_overflow()),
             ]);
+            let full = "the ring was full, and so was the map that counts what it cannot take";
+            self.lost(("verdict_ring", full), verdict.dropped - self.before.verdict_dropped, window);
             let full = "the ring was full: this process did not get to read it in time";
-            self.lost(("verdict_ring", full), verdict.ring_full - self.before.verdict_ring_full, window);
-            self.lost(("lineage_ring", full), lineage.ring_full - self.before.lineage_ring_full, window);
-            self.before.verdict_ring_full = verdict.ring_full;
-            self.before.lineage_ring_full = lineage.ring_full;
+            self.lost(("lineage_ring", full), lineage.dropped - self.before.lineage_dropped, window);
+            let missed = verdict.recursion_misses + lineage.recursion_misses;
+            let reason = "a program was due while it ran on the same CPU (recursion_misses)";
+            self.lost(("hook", reason), missed - self.before.recursion_misses, window);
+            self.before.verdict_dropped = verdict.dropped;
+            self.before.lineage_dropped = lineage.dropped;
+            self.before.recursion_misses = missed;
         }
         if let Some(audit) = &sources.audit {
             let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);

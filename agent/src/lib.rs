@@ -11,6 +11,7 @@ pub mod drive;
 pub mod fuse;
 pub mod lineage;
 pub mod pipeline;
+pub mod quiet;
 pub mod record;
 pub mod run;
 pub mod throttle;

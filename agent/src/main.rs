@@ -3,7 +3,10 @@
 use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use seclog_agent::run::{self, RunArgs};
+use seclog_agent::{
+    quiet,
+    run::{self, RunArgs},
+};
 use seclog_dropin::check::{self, CheckArgs};
 use tracing_subscriber::EnvFilter;
 
@@ -21,9 +24,12 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Capture, and send or print node records until stopped.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Judge whether this node logs what happens in containers.
     Check(CheckArgs),
+    /// Started by `run` itself: removes quiet mode's audit rule when the agent is killed.
+    #[command(name = quiet::guard::SUBCOMMAND, hide = true)]
+    QuietGuard,
 }
 
 fn main() -> ExitCode {
@@ -34,6 +40,7 @@ fn main() -> ExitCode {
     let args = match cli.command {
         Command::Run(args) => args,
         Command::Check(args) => return check::check(&args),
+        Command::QuietGuard => return quiet::guard::run(),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -42,7 +49,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match runtime.block_on(run::run(args)) {
+    match runtime.block_on(run::run(*args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot run");

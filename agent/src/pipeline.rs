@@ -3,11 +3,16 @@
 //!
 //! Lineage goes in up to a time before the verdicts of that time; then every verdict finds the image that made it.
 
-use seclog_proto::v1::{NodeRecord, node_record::Detail};
+use std::sync::Arc;
+
+use seclog_proto::v1::{CgroupMove, NodeRecord, VerdictCount, node_record::Detail};
 
 use crate::{
     abi_names,
-    capture::{audit::AuditRecord, kernel::KernelVerdict},
+    capture::{
+        audit::AuditRecord,
+        kernel::{KernelVerdict, VerdictOverflow},
+    },
     clock::Offset,
     container::Cgroups,
     fuse::{Fuse, Verdict},
@@ -29,6 +34,7 @@ pub struct Pipeline {
     fuse: Fuse,
     attempts: Attempts,
     losses: u64,
+    overflows: u64,
     pub counters: PipelineCounters,
 }
 
@@ -56,6 +62,7 @@ impl Pipeline {
             fuse: Fuse::default(),
             attempts: Attempts::default(),
             losses: 0,
+            overflows: 0,
             counters: PipelineCounters::default(),
         }
     }
@@ -63,22 +70,89 @@ impl Pipeline {
     /// A fork, exec or exit. What happens below a session root is reported; the rest is only remembered.
     pub fn lineage(&mut self, event: &Event, offset: Offset, out: &mut Vec<NodeRecord>) {
         self.counters.lineage_events += 1;
+        match &event.kind {
+            EventKind::CgroupMade { cgroup_id, path } => {
+                return self.cgroups.learn(*cgroup_id, path, event.time_boot_ns);
+            }
+            EventKind::CgroupMoved { .. } => return self.cgroup_moved(event, offset, out),
+            EventKind::Fork { .. } | EventKind::Exec { .. } | EventKind::Exit { .. } => {}
+        }
         let Self { origins, processes, cgroups, .. } = self;
         let now = event.time_boot_ns;
         let applied = processes.apply(event, &mut |id| cgroups.get(id, now).container);
         let Some(process) = processes.get(applied.key).filter(|process| process.root.is_some()) else { return };
         let detail = match &event.kind {
-            EventKind::Fork { .. } => return,
-            EventKind::Exec { filename, interpreter, argv, .. } => {
-                record::process_start(filename, interpreter, argv, applied.became_root)
+            EventKind::Exec { filename, interpreter, argv, environment, .. } => {
+                record::process_start((filename, interpreter), argv, environment, applied.became_root)
             }
             EventKind::Exit { exit_code } => record::process_exit(*exit_code),
+            EventKind::Fork { .. } | EventKind::CgroupMade { .. } | EventKind::CgroupMoved { .. } => return,
         };
         let mut record = record::describe(origins, offset, now, Some(process), Some(process.image()), cgroups);
         record::of_task(&mut record, &event.task);
         record.comm = event.task.comm.to_string();
         record.id = origins.kernel_id(&event.origin);
         record.detail = Some(detail);
+        out.push(record);
+    }
+
+    /// A move teaches the cgroup's path. It is reported when a session's process leaves its container, and changes
+    /// nothing else: membership follows lineage.
+    fn cgroup_moved(&mut self, event: &Event, offset: Offset, out: &mut Vec<NodeRecord>) {
+        let EventKind::CgroupMoved { pid, start_boottime_ns, cgroup_id, path } = &event.kind else { return };
+        let Self { origins, processes, cgroups, .. } = self;
+        let now = event.time_boot_ns;
+        cgroups.learn(*cgroup_id, path, now);
+        let key = ProcessKey { pid: *pid, start_boottime_ns: *start_boottime_ns };
+        let Some((before, process)) = processes.moved(key, *cgroup_id) else { return };
+        let Some(root) = &process.root else { return };
+        let to = cgroups.get(*cgroup_id, now).container;
+        if to.as_ref() == Some(&root.container) || before == *cgroup_id {
+            return;
+        }
+        let mut record = record::describe(origins, offset, now, Some(process), Some(process.image()), cgroups);
+        record.id = origins.kernel_id(&event.origin);
+        record.detail = Some(Detail::CgroupMove(CgroupMove {
+            from_cgroup_id: before,
+            to_cgroup_id: *cgroup_id,
+            to_cgroup_path: path.to_string(),
+            to_container_id: to.as_deref().unwrap_or_default().to_owned(),
+            moved_by_pid: event.task.pid,
+        }));
+        out.push(record);
+    }
+
+    /// Verdicts of which the kernel kept only the count, as a record.
+    pub fn verdict_count(&mut self, count: &VerdictOverflow, offset: Offset, out: &mut Vec<NodeRecord>) {
+        let VerdictOverflow { task, syscall, code, compat, count, first_boot_ns, last_boot_ns } = count;
+        self.overflows += 1;
+        let key = ProcessKey { pid: task.pid, start_boottime_ns: task.start_boottime_ns };
+        let process = self.processes.get(key);
+        let image = Image {
+            comm: Arc::clone(&task.comm),
+            cgroup_id: task.cgroup_id,
+            mount_namespace: task.mount_namespace,
+            pid_namespace: task.pid_namespace,
+            ..Default::default()
+        };
+        let mut record =
+            record::describe(&self.origins, offset, *last_boot_ns, process, Some(&image), &mut self.cgroups);
+        record.id = self.origins.kernel_id(&format!("o{}", self.overflows));
+        record.pid = task.pid;
+        record.start_boottime_ns = task.start_boottime_ns;
+        record::of_task(&mut record, task);
+        let arch = abi_names::native_arch(compat.unwrap_or(false));
+        record.detail = Some(Detail::VerdictCount(VerdictCount {
+            syscall: *syscall,
+            syscall_name: abi_names::syscall_name(arch, *syscall).into(),
+            arch,
+            arch_name: abi_names::arch_name(arch, *syscall).into(),
+            code: *code,
+            action: abi_names::action_name(*code).into(),
+            count: *count,
+            first_unix_ns: offset.to_unix(*first_boot_ns),
+            last_unix_ns: offset.to_unix(*last_boot_ns),
+        }));
         out.push(record);
     }
 
@@ -145,6 +219,15 @@ impl Pipeline {
         }
         let image = process.map(|process| caller_image(process, verdict));
         let (key, generation) = (process.map(|process| process.key), image.map_or(0, |image| image.generation));
+        // A process whose lineage was lost is still what the kernel stamped.
+        let stamped = verdict.kernel.as_ref().filter(|_| process.is_none()).map(|kernel| Image {
+            comm: Arc::clone(&kernel.task.comm),
+            cgroup_id: kernel.task.cgroup_id,
+            mount_namespace: kernel.task.mount_namespace,
+            pid_namespace: kernel.task.pid_namespace,
+            ..Default::default()
+        });
+        let image = image.or(stamped.as_ref());
         let described =
             record::describe(&self.origins, offset, verdict.time_boot_ns, process, image, &mut self.cgroups);
         let record = record::verdict(described, &self.origins, verdict);
@@ -180,7 +263,8 @@ fn find<'a>(processes: &'a Processes, verdict: &Verdict) -> Option<&'a Process> 
     match (&verdict.kernel, &verdict.audit) {
         (Some(kernel), _) => {
             let key = ProcessKey { pid: kernel.task.pid, start_boottime_ns: kernel.task.start_boottime_ns };
-            processes.get(key).or_else(|| processes.at(kernel.task.pid, at, at))
+            // By pid alone only where the kernel's layout gives no start time.
+            processes.get(key).or_else(|| processes.at(kernel.task.pid, at, at).filter(|_| key.start_boottime_ns == 0))
         }
         (None, Some(audit)) => processes.at(audit.pid, at, at + TICK_NS),
         (None, None) => None,

@@ -11,7 +11,7 @@ use crate::{
     clock::Offset,
     container::{Cgroups, pod_uid_of_path},
     fuse::Verdict,
-    lineage::{Argv, Image, Process, ProcessKey, Task},
+    lineage::{Argv, Environment, Image, Process, ProcessKey, Task},
 };
 
 /// What all records of one start of the agent share.
@@ -98,8 +98,21 @@ pub fn of_task(record: &mut NodeRecord, task: &Task) {
     record.gid = task.gid;
 }
 
-pub fn process_start(filename: &str, interpreter: &str, argv: &Argv, is_session_root: bool) -> Detail {
+pub fn process_start(
+    (filename, interpreter): (&str, &str),
+    argv: &Argv,
+    environment: &Environment,
+    is_session_root: bool,
+) -> Detail {
     Detail::ProcessStart(ProcessStart {
+        // The kernel searches where it sees a root; where it stands is for the lineage to say.
+        environment: if is_session_root { environment.variables.clone() } else { Vec::new() },
+        environment_searched: match environment.whole.filter(|_| is_session_root) {
+            None => "",
+            Some(true) => "whole",
+            Some(false) => "part",
+        }
+        .into(),
         filename: filename.into(),
         interpreter: interpreter.into(),
         argv: argv.arguments.to_vec(),

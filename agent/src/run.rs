@@ -16,7 +16,7 @@ use seclog_proto::v1::HookStatus;
 use thiserror::Error;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
     drive::{self, Sources},
     lineage::{Processes, read_proc},
     pipeline::Pipeline,
+    quiet,
     record::Origins,
     uplink::{self, Health, Identity, Sink, StreamConfig, Tls, UplinkError},
 };
@@ -70,9 +71,22 @@ pub struct RunArgs {
     /// Bytes of each of the two kernel rings, a power of two. They count twice in resident memory.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = ring_bytes)]
     ring_bytes: u32,
+    /// Follow the processes of this cgroup too (path below the v2 root); may be given several times.
+    #[arg(long, value_name = "PATH")]
+    scope_cgroup: Vec<String>,
+    /// Environment variables of session roots that are reported.
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "SPO_EXEC_REQUEST_UID,KUBERNETES_EXEC_AUDIT_ID"
+    )]
+    wanted_variable: Vec<String>,
     /// Bytes of records kept while the correlator does not take them.
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
     buffer_bytes: usize,
+    #[command(flatten)]
+    quiet: quiet::QuietArgs,
     #[command(flatten)]
     check: CheckOptions,
 }
@@ -114,34 +128,42 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         None => nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
     };
     let identity = Identity { cluster: args.cluster.clone(), node, boot_id: boot_id.clone() };
+    // Before anything that must be ended in order is started.
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
     let sink = sink(&args)?;
     let names = names(args.cri_socket.clone()).await;
 
     let wake = Arc::new(EventFd::new().map_err(|errno| RunError::Start(errno.into()))?);
     let stop = Arc::new(AtomicBool::new(false));
-    let (sources, hooks) = start_sources(&args, &wake, &stop)?;
-    let pipeline = pipeline(boot_id);
+    let (sources, pipeline, hooks) = start(&args, boot_id, names.socket(), &wake, &stop)?;
 
     let (sender, batches) = mpsc::channel(QUEUE);
     let thread_stop = Arc::clone(&stop);
+    let pulse = Arc::new(quiet::Pulse::default());
+    let alive = Arc::downgrade(&pulse);
     let thread = thread::Builder::new()
         .name("pipeline".into())
-        .spawn(move || drive::run(sources, pipeline, &sender, &thread_stop))
+        .spawn(move || drive::run(sources, pipeline, &sender, &thread_stop, &pulse))
         .map_err(RunError::Start)?;
     let active: Vec<&str> = hooks.iter().filter(|hook| hook.active).map(|hook| hook.name.as_str()).collect();
     tracing::info!(sources = ?active, "capturing");
+    let hooks = watch::Sender::new(hooks);
+    let quiet = quiet::Supervisor::start(&args.quiet, alive, hooks.clone());
 
-    let check = check::start(args.check.clone(), args.cri_socket.clone(), &hooks, identity.node.clone());
-    let delivery = uplink::deliver(batches, names, sink, identity, Health { hooks, check });
+    let check = check::start(args.check.clone(), args.cri_socket.clone(), hooks.subscribe(), identity.node.clone());
+    let health = Health { hooks: hooks.subscribe(), check };
+    let delivery = uplink::deliver(batches, names, sink, identity, health);
     tokio::pin!(delivery);
-    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
     let early = tokio::select! {
         result = &mut delivery => Some(result),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
     };
     tracing::info!("stopping: handing over what was captured");
+    if let Some(quiet) = quiet {
+        quiet.stop();
+    }
     stop.store(true, Ordering::Relaxed);
     let _ = wake.write(1);
     let result = match early {
@@ -158,12 +180,14 @@ fn read_file(path: &Path) -> Result<String, RunError> {
     fs::read_to_string(path).map_err(|error| RunError::File { path: path.to_owned(), error })
 }
 
-/// Every source that works here; each one's status, told now.
-fn start_sources(
+/// Every source that works here, the processes that are there already, and each source's status, told now.
+fn start(
     args: &RunArgs,
+    boot_id: String,
+    cri_socket: Option<&Path>,
     wake: &Arc<EventFd>,
     stop: &Arc<AtomicBool>,
-) -> Result<(Sources, Vec<HookStatus>), RunError> {
+) -> Result<(Sources, Pipeline, Vec<HookStatus>), RunError> {
     let mut hooks = Vec::new();
     // Audit first: its records are then never older than the lineage that explains them.
     let audit = match audit::start(Arc::clone(wake), Arc::clone(stop)) {
@@ -176,49 +200,72 @@ fn start_sources(
             None
         }
     };
-    let kernel = match kernel::KernelCapture::start(args.verdict_hook, args.ring_bytes) {
-        Ok(capture) => {
-            hooks.extend(capture.hooks.iter().cloned());
-            Some(capture)
-        }
-        Err(error) => {
-            hooks.push(capture::inactive("ebpf", error));
-            None
-        }
-    };
-    for HookStatus { name, active, reason } in &hooks {
-        if *active {
-            tracing::info!(hook = name, detail = reason, "works");
-        } else {
-            tracing::warn!(hook = name, reason, "does not work here");
-        }
-    }
-    if !hooks.iter().any(|hook| hook.active) {
-        let reasons: Vec<String> = hooks.iter().map(|hook| format!("{}: {}", hook.name, hook.reason)).collect();
-        return Err(RunError::NoSource(reasons.join("; ")));
-    }
-    if !hooks.iter().any(|hook| hook.active && hook.name.starts_with("verdict/")) && audit.is_some() {
-        tracing::warn!("verdicts come from audit alone: without thread, and with a time that is early by up to 10 ms");
-    }
-    if !hooks.iter().any(|hook| hook.active && hook.name.starts_with("lineage/")) {
-        tracing::warn!("process starts are not seen: records have no session, and attempts no outcome");
-    }
-    Ok((Sources { kernel, audit, wake: Arc::clone(wake) }, hooks))
-}
-
-/// The pipeline with the processes that are there now.
-fn pipeline(boot_id: String) -> Pipeline {
     let mut cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"));
     if cgroups.root().is_none() {
         tracing::warn!(
             "no cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified: processes cannot be attributed to containers"
         );
     }
-    let host_mounts = mount_namespace("/proc/1/ns/mnt").or_else(|| mount_namespace("/proc/self/ns/mnt"));
-    let mut processes = Processes::new(host_mounts.unwrap_or(0));
-    let now = clock::boot_ns();
-    read_proc(Path::new("/proc"), &mut processes, &mut |path| cgroups.by_path(path, now));
-    Pipeline::new(Origins { boot_id: boot_id.into(), epoch: now }, processes, cgroups)
+    let host_mounts = mount_namespace("/proc/1/ns/mnt").or_else(|| mount_namespace("/proc/self/ns/mnt")).unwrap_or(0);
+    let scope = kernel::Scope::find(cgroups.root(), cri_socket, &args.scope_cgroup);
+    match &scope.unbounded {
+        Some(reason) => {
+            tracing::info!(reason, "every process of this host is followed, not only pods and their runtime")
+        }
+        None => {
+            tracing::info!(pods = ?scope.pods, others = ?scope.others, "processes below these cgroups are followed")
+        }
+    }
+    let options = kernel::Options {
+        hook: args.verdict_hook,
+        ring_bytes: args.ring_bytes,
+        host_mount_namespace: host_mounts,
+        scope: scope.clone(),
+        wanted: args.wanted_variable.clone(),
+    };
+    let epoch = clock::boot_ns();
+    let mut kernel = kernel::KernelCapture::start(&options);
+    let mut processes = Processes::new(host_mounts);
+    read_proc(Path::new("/proc"), &mut processes, &mut |path| {
+        let (cgroup_id, container) = cgroups.by_path(path, epoch);
+        (cgroup_id, container, scope.contains(path))
+    });
+    match &mut kernel {
+        Ok(capture) => {
+            capture.open(processes.rooted());
+            hooks.extend(capture.hooks.iter().cloned());
+        }
+        Err(error) => hooks.push(capture::inactive("ebpf", error)),
+    }
+    tell(&hooks)?;
+    let pipeline = Pipeline::new(Origins { boot_id: boot_id.into(), epoch }, processes, cgroups);
+    Ok((Sources { kernel: kernel.ok(), audit, wake: Arc::clone(wake) }, pipeline, hooks))
+}
+
+/// Says what works and what follows from what does not. An error when nothing does.
+fn tell(hooks: &[HookStatus]) -> Result<(), RunError> {
+    for HookStatus { name, active, reason } in hooks {
+        if *active {
+            tracing::info!(hook = name, detail = reason, "works");
+        } else {
+            tracing::warn!(hook = name, reason, "does not work here");
+        }
+    }
+    let works = |kind: &str| hooks.iter().any(|hook| hook.active && hook.name.starts_with(kind));
+    if !works("") {
+        let reasons: Vec<String> = hooks.iter().map(|hook| format!("{}: {}", hook.name, hook.reason)).collect();
+        return Err(RunError::NoSource(reasons.join("; ")));
+    }
+    if !works("verdict/") && works("audit/") {
+        tracing::warn!("verdicts come from audit alone: without thread, and with a time that is early by up to 10 ms");
+    }
+    if !works("verdict/") && !works("audit/") {
+        tracing::warn!("no source of verdicts works: only process starts and ends are reported");
+    }
+    if !works("lineage/") {
+        tracing::warn!("process starts are not seen: records have no session, and attempts no outcome");
+    }
+    Ok(())
 }
 
 /// The inode number in a namespace link such as `mnt:[4026531841]`.

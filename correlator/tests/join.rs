@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use seclog_correlator::join::session::{Evidence, Kind, Outcome, Session, State};
 use seclog_correlator::join::{Config, Input, Join, Source};
 use std::collections::BTreeSet;
-use support::scene::{BASE, Kept, MS, SECOND, ask, debug, node_loss, pod_status, tree};
+use support::scene::{BASE, Kept, MS, SECOND, ask, debug, nameless, node_loss, pod_status, tree};
 
 fn joined(inputs: impl IntoIterator<Item = Input>) -> Vec<Session> {
     let mut join = Join::new(Config::new("guest"));
@@ -117,6 +117,20 @@ fn a_session_that_stays_open_lays_no_claim_to_later_execs_of_the_same_command() 
     let sessions = joined(inputs);
     assert_eq!(evidence(&sessions), [Evidence::Unique; 4]);
     assert_eq!(sessions[0].state, State::Open);
+}
+
+#[test]
+fn a_root_whose_containers_names_come_later_is_matched_then() {
+    let mut inputs = ask("alice", &["sh"], BASE).stages();
+    inputs.extend(tree(100, &["sh"], BASE + 200 * MS).inputs().into_iter().map(nameless));
+    let sessions = joined(inputs);
+    assert_eq!(evidence(&sessions), [Evidence::AuditOnly, Evidence::NodeOnly]);
+    assert!(sessions[1].reasons.iter().any(|reason| reason.contains("names")), "{:?}", sessions[1].reasons);
+
+    let mut inputs = ask("alice", &["sh"], BASE).stages();
+    inputs.extend(tree(100, &["sh"], BASE + 200 * MS).inputs().into_iter().map(nameless));
+    inputs.extend(tree(200, &["server"], BASE - SECOND).entry("start").inputs());
+    assert_eq!(evidence(&joined(inputs)), [Evidence::Unique]);
 }
 
 #[test]
@@ -368,6 +382,9 @@ fn scene() -> Vec<Input> {
     inputs.extend(tree(500, &["ls"], BASE + 2 * SECOND).inputs());
     inputs.extend(pod_status("node-1", &["probe"]));
     inputs.extend(tree(600, &["probe"], BASE + 3 * SECOND).entry("exec_sync").inputs());
+    // Its container's names come with another record of the container only.
+    inputs.extend(ask("heidi", &["date"], BASE + 30 * SECOND).stages());
+    inputs.extend(tree(800, &["date"], BASE + 30 * SECOND + 200 * MS).inputs().into_iter().map(nameless));
     // Lost records touch one of them.
     inputs.extend(ask("grace", &["top"], BASE + 60 * SECOND).stages());
     inputs.extend(tree(700, &["top"], BASE + 60 * SECOND + 200 * MS).inputs());

@@ -4,6 +4,7 @@
 
 mod support;
 
+use proptest::prelude::*;
 use seclog_correlator::audit::{self, FeedCounters};
 use seclog_correlator::join::session::{Evidence, Kind, Outcome, Session, State};
 use seclog_correlator::join::{Input, Route};
@@ -460,6 +461,44 @@ fn every_recorded_event_is_read() {
     }
     assert_eq!((counters.malformed, counters.access), (0, 124));
     assert_eq!(counters.irrelevant["update leases"], 2 * 63 + bulk("update", "leases"));
+}
+
+fn events_of_access() -> &'static [Vec<u8>] {
+    static EVENTS: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
+    EVENTS.get_or_init(|| {
+        let of_access = |line: &&str| line.contains("/exec?") || line.contains("ephemeral") || line.contains("proxy/");
+        read("kas-audit.log").lines().filter(of_access).map(|line| line.as_bytes().to_vec()).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_damage_to_an_event_makes_reading_it_panic(
+        at: prop::sample::Index,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        length: Option<prop::sample::Index>,
+    ) {
+        let mut line = at.get(events_of_access()).clone();
+        for (place, byte) in damage {
+            let place = place.index(line.len());
+            line[place] = byte;
+        }
+        if let Some(length) = length {
+            line.truncate(length.index(line.len()));
+        }
+        let mut reader = Reader::new("guest");
+        if let Ok(items) = audit::items(&line) {
+            let mut counters = FeedCounters::default();
+            for item in items.iter() {
+                for input in counters.read(item.json, Route::Webhook).unwrap_or_default() {
+                    reader.apply(input);
+                }
+            }
+        }
+        for session in reader.finish().sessions {
+            table::render(&session);
+        }
+    }
 }
 
 /// Counted by another reading of the file.

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use seclog_abi::{Counters, Header, program};
 
-/// Fork, exec and exit. The agent sets the size.
+/// Fork, exec, exit and cgroups. The agent sets the size.
 #[map]
 pub(crate) static LINEAGE: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
@@ -39,20 +39,21 @@ pub(crate) fn begin(counters: &mut Counters, kind: u32) -> Header {
     }
 }
 
-/// Hands a record of a fixed size over.
+/// Hands a record of a fixed size over. False when the ring is full; the caller counts what becomes of it then.
 #[inline(always)]
-pub(crate) fn submit<T: 'static>(ring: &RingBuf, counters: &mut Counters, fill: impl FnOnce(*mut T)) {
+pub(crate) fn submit<T: 'static>(ring: &RingBuf, counters: &mut Counters, fill: impl FnOnce(*mut T)) -> bool {
     match ring.reserve::<T>(0) {
         Some(mut entry) => {
             fill(entry.as_mut_ptr());
             entry.submit(0);
             counters.submitted += 1;
+            true
         }
-        None => counters.ring_full += 1,
+        None => false,
     }
 }
 
-/// Hands the first `length` bytes of `record` over.
+/// Hands the first `length` bytes of `record` over, or counts it as dropped.
 ///
 /// # Safety
 /// `record` has that many initialised bytes.
@@ -62,6 +63,6 @@ pub(crate) unsafe fn submit_bytes(ring: &RingBuf, counters: &mut Counters, recor
     let bytes = unsafe { core::slice::from_raw_parts(record, length) };
     match ring.output::<[u8]>(bytes, 0) {
         Ok(()) => counters.submitted += 1,
-        Err(_) => counters.ring_full += 1,
+        Err(_) => counters.dropped += 1,
     }
 }

@@ -4,17 +4,25 @@ use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
     bpf_get_current_uid_gid, bpf_probe_read_kernel,
 };
-use seclog_abi::{ABSENT, Offsets, Task};
+use seclog_abi::{ABSENT, Settings, Task};
 
 /// Set by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
-pub(crate) static OFFSETS: Offsets = Offsets::NONE;
+pub(crate) static SETTINGS: Settings = Settings::NONE;
 
-/// The value of an offset, which the compiler must not take for the constant it was compiled with.
+/// The value of a setting, which the compiler must not take for the constant it was compiled with.
+macro_rules! setting {
+    ($($field:tt)+) => {
+        // SAFETY: a plain static; volatile because the loader rewrites it.
+        unsafe { core::ptr::read_volatile(&raw const $crate::kernel::SETTINGS.$($field)+) }
+    };
+}
+pub(crate) use setting;
+
+/// The value of an offset.
 macro_rules! offset {
     ($field:ident) => {
-        // SAFETY: a plain static; volatile because the loader rewrites it.
-        unsafe { core::ptr::read_volatile(&raw const $crate::kernel::OFFSETS.$field) }
+        $crate::kernel::setting!(offsets.$field)
     };
 }
 pub(crate) use offset;
@@ -31,6 +39,12 @@ pub(crate) fn read<T>(base: Pointer, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()) }.ok()
 }
 
+/// A pointer in a structure; null when it cannot be read.
+#[inline(always)]
+pub(crate) fn pointer(base: Pointer, offset: u32) -> Pointer {
+    read(base, offset).unwrap_or(core::ptr::null())
+}
+
 /// The current task, as a pointer to its `task_struct`.
 #[inline(always)]
 pub(crate) fn current() -> Pointer {
@@ -41,11 +55,10 @@ pub(crate) fn current() -> Pointer {
 /// Start time of the process that `task` is a thread of, 0 when unknown.
 #[inline(always)]
 pub(crate) fn start_boottime_ns(task: Pointer) -> u64 {
-    let leader: Pointer = read(task, offset!(task_group_leader)).unwrap_or(core::ptr::null());
-    read(leader, offset!(task_start_boottime)).unwrap_or(0)
+    read(pointer(task, offset!(task_group_leader)), offset!(task_start_boottime)).unwrap_or(0)
 }
 
-/// Fills in what is known of the current process.
+/// Fills in what is known of the current process, but for its root.
 #[inline(always)]
 pub(crate) fn describe_current(task: Pointer, into: &mut Task) {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -63,9 +76,8 @@ pub(crate) fn describe_current(task: Pointer, into: &mut Task) {
 }
 
 #[inline(always)]
-fn mount_namespace(task: Pointer) -> u32 {
-    let nsproxy: Pointer = read(task, offset!(task_nsproxy)).unwrap_or(core::ptr::null());
-    let namespace: Pointer = read(nsproxy, offset!(nsproxy_mnt_ns)).unwrap_or(core::ptr::null());
+pub(crate) fn mount_namespace(task: Pointer) -> u32 {
+    let namespace = pointer(pointer(task, offset!(task_nsproxy)), offset!(nsproxy_mnt_ns));
     read(namespace, offset!(mnt_namespace_inum)).unwrap_or(0)
 }
 
@@ -73,15 +85,25 @@ fn mount_namespace(task: Pointer) -> u32 {
 /// include/linux/pid_namespace.h.
 #[inline(always)]
 fn pid_namespace(task: Pointer) -> u32 {
-    let pid: Pointer = read(task, offset!(task_thread_pid)).unwrap_or(core::ptr::null());
+    let pid = pointer(task, offset!(task_thread_pid));
     let Some(level) = read::<u32>(pid, offset!(pid_level)) else { return 0 };
     let (numbers, size, ns) = (offset!(pid_numbers), offset!(upid_size), offset!(upid_ns));
     if numbers == ABSENT || size == ABSENT || ns == ABSENT {
         return 0;
     }
     let position = numbers.wrapping_add(level.wrapping_mul(size)).wrapping_add(ns);
-    let namespace: Pointer = read(pid, position).unwrap_or(core::ptr::null());
-    read(namespace, offset!(pid_namespace_inum)).unwrap_or(0)
+    read(pointer(pid, position), offset!(pid_namespace_inum)).unwrap_or(0)
+}
+
+/// Id of a cgroup of the v2 hierarchy; 0 for one of a v1 hierarchy.
+#[inline(always)]
+pub(crate) fn cgroup_id(cgroup: Pointer) -> u64 {
+    // The default hierarchy is the one with id 0 (cgroup_init in kernel/cgroup/cgroup.c).
+    let hierarchy = read::<i32>(pointer(cgroup, offset!(cgroup_root)), offset!(cgroup_root_hierarchy_id));
+    if hierarchy != Some(0) {
+        return 0;
+    }
+    read(pointer(cgroup, offset!(cgroup_kn)), offset!(kernfs_node_id)).unwrap_or(0)
 }
 
 /// The user space instruction pointer: the first entry of the user stack.

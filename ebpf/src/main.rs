@@ -1,13 +1,16 @@
 //! The kernel side: what happens to processes (lineage ring) and what seccomp decided (verdict ring).
 //!
 //! Each program counts what it sees before it tries to hand it over, and counts what the ring could not take, so that
-//! `seen = submitted + ring_full` holds for each program and CPU.
+//! `seen = submitted + aggregated + dropped` holds for each program and CPU.
 
 #![no_std]
 #![no_main]
 
+mod cgroup;
 mod emit;
+mod exec;
 mod kernel;
+mod known;
 mod lineage;
 mod verdict;
 

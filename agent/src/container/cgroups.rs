@@ -88,6 +88,13 @@ impl Cgroups {
         (id, self.insert(id, path, now_ns).container)
     }
 
+    /// Takes a path from elsewhere: the kernel told of the cgroup as it was made.
+    pub fn learn(&mut self, id: u64, path: &str, now_ns: u64) {
+        if id != 0 && !path.is_empty() {
+            self.insert(id, path, now_ns);
+        }
+    }
+
     fn insert(&mut self, id: u64, path: &str, now_ns: u64) -> Cgroup {
         let cgroup = Cgroup { path: path.into(), container: container_of_path(path).map(Into::into) };
         if self.by_id.insert(id, (cgroup.clone(), now_ns)).is_none() {

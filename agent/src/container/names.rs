@@ -55,6 +55,11 @@ impl Names {
         }
     }
 
+    /// The runtime's socket.
+    pub fn socket(&self) -> Option<&std::path::Path> {
+        self.client.as_ref().map(|client| client.path.as_path())
+    }
+
     /// Learns every container that the runtime has now.
     pub async fn learn_all(&mut self) -> Result<usize, CriError> {
         let Some(client) = &mut self.client else { return Ok(0) };

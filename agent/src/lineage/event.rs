@@ -15,9 +15,31 @@ pub struct Event {
 
 #[derive(Clone, Debug)]
 pub enum EventKind {
-    Fork { child_pid: u32, child_start_boottime_ns: u64 },
-    Exec { old_tid: u32, filename: Arc<str>, interpreter: Arc<str>, argv: Argv },
-    Exit { exit_code: i32 },
+    Fork {
+        child_pid: u32,
+        child_start_boottime_ns: u64,
+    },
+    Exec {
+        old_tid: u32,
+        filename: Arc<str>,
+        interpreter: Arc<str>,
+        argv: Argv,
+        environment: Environment,
+    },
+    Exit {
+        exit_code: i32,
+    },
+    CgroupMade {
+        cgroup_id: u64,
+        path: Arc<str>,
+    },
+    /// `pid` was moved, by the event's task.
+    CgroupMoved {
+        pid: u32,
+        start_boottime_ns: u64,
+        cgroup_id: u64,
+        path: Arc<str>,
+    },
 }
 
 /// A process at a moment. Zero stands for unknown where the kernel's layout is not known.
@@ -32,6 +54,30 @@ pub struct Task {
     pub uid: u32,
     pub gid: u32,
     pub comm: Arc<str>,
+    pub root: KernelRoot,
+}
+
+/// What the kernel's own map says about the process's session root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelRoot {
+    /// The kernel has no root for it.
+    #[default]
+    None,
+    Known {
+        pid: u32,
+        start_boottime_ns: u64,
+    },
+    /// There may be one that did not fit into the map, or that is older than the agent.
+    Unknown,
+}
+
+/// Wanted environment variables of a session root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `NAME=value`.
+    pub variables: Vec<String>,
+    /// `None`: not searched. `Some(false)`: not to the end.
+    pub whole: Option<bool>,
 }
 
 /// Arguments, shared: an image's argv is needed long after its exec.

@@ -15,6 +15,6 @@ mod snapshot;
 
 pub use attempts::Attempts;
 pub use entry::Entry;
-pub use event::{Argv, Event, EventKind, Task};
+pub use event::{Argv, Environment, Event, EventKind, KernelRoot, Task};
 pub use processes::{Applied, Image, Origin, Process, ProcessKey, Processes, Root};
 pub use snapshot::read_proc;

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     entry::{self, Entry},
-    event::{Argv, Event, EventKind, Task},
+    event::{Argv, Event, EventKind, KernelRoot, Task},
 };
 
 /// How long an exited process is remembered, for records that come late: nanoseconds.
@@ -55,6 +55,8 @@ pub struct Image {
     pub pid_namespace: u64,
     /// Origin of the exec event; none for an image inherited at fork.
     pub exec_origin: Option<Arc<str>>,
+    /// When /proc told of it; 0: an event did.
+    pub read_boot_ns: u64,
 }
 
 /// The first exec in a container that a process descends from.
@@ -247,11 +249,12 @@ impl Processes {
     }
 
     /// The key of the process that `task` describes; adds it when nothing told of it.
-    fn resolve(&mut self, task: &Task, now: u64) -> ProcessKey {
+    fn resolve(&mut self, task: &Task, now: u64, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> ProcessKey {
         let wanted = ProcessKey { pid: task.pid, start_boottime_ns: task.start_boottime_ns };
         if task.start_boottime_ns != 0 && self.by_key.contains_key(&wanted) {
             return wanted;
         }
+        let mut older_than_known = false;
         if let Some(known) = self.living(task.pid) {
             let same = known.start_boottime_ns == wanted.start_boottime_ns
                 || task.start_boottime_ns == 0
@@ -260,8 +263,13 @@ impl Processes {
             if same {
                 return self.refine(known, task.start_boottime_ns);
             }
-            // Another process has this pid now, so the known one's exit was lost.
-            self.end(known, now);
+            if known.start_boottime_ns > wanted.start_boottime_ns {
+                // /proc was read after this event: the process that it tells of was gone by then.
+                older_than_known = true;
+            } else {
+                // Another process has this pid now, so the known one's exit was lost.
+                self.end(known, now);
+            }
         }
         let image = Image {
             comm: Arc::clone(&task.comm),
@@ -270,8 +278,43 @@ impl Processes {
             pid_namespace: task.pid_namespace,
             ..Default::default()
         };
-        self.add(Process::new(wanted, Origin::Unknown, task.start_boottime_ns, image));
+        let mut process = Process::new(wanted, Origin::Unknown, task.start_boottime_ns, image);
+        process.root = self.root_by_kernel(task, container_of);
+        if older_than_known {
+            self.by_pid.entry(wanted.pid).or_default().insert(0, wanted);
+            self.by_key.insert(wanted, process);
+        } else {
+            self.add(process);
+        }
         wanted
+    }
+
+    /// The root that the kernel remembers for a process whose own history was lost.
+    fn root_by_kernel(&self, task: &Task, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> Option<Arc<Root>> {
+        match task.root {
+            KernelRoot::None => None,
+            KernelRoot::Known { pid, start_boottime_ns } => {
+                let key = ProcessKey { pid, start_boottime_ns };
+                let known = self.by_key.get(&key).and_then(|root| root.root.as_ref()).filter(|root| root.key == key);
+                match known {
+                    Some(root) => Some(Arc::new(Root { lineage: "kernel", ..Root::clone(root) })),
+                    None => {
+                        let entry =
+                            Entry { how: "unknown", rule: "the root's own records were lost; the kernel remembers it" };
+                        let container = container_of(task.cgroup_id)?;
+                        Some(Arc::new(Root { key, entry, container, lineage: "kernel" }))
+                    }
+                }
+            }
+            KernelRoot::Unknown => {
+                let entry = Entry {
+                    how: "unknown",
+                    rule: "records of its lineage were lost, and the kernel's own memory was full",
+                };
+                let container = container_of(task.cgroup_id)?;
+                Some(Arc::new(Root { key: ProcessKey::default(), entry, container, lineage: "unknown" }))
+            }
+        }
     }
 
     /// /proc tells start times in ticks of 10 ms.
@@ -301,7 +344,7 @@ impl Processes {
     /// Applies one event. `container_of` names the container that a cgroup belongs to.
     pub fn apply(&mut self, event: &Event, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> Applied {
         let now = event.time_boot_ns;
-        let key = self.resolve(&event.task, now);
+        let key = self.resolve(&event.task, now, container_of);
         let mut became_root = false;
         match &event.kind {
             EventKind::Fork { child_pid, child_start_boottime_ns } => {
@@ -319,10 +362,12 @@ impl Processes {
                     mount_namespace: event.task.mount_namespace,
                     pid_namespace: event.task.pid_namespace,
                     exec_origin: Some(Arc::clone(&event.origin)),
+                    read_boot_ns: 0,
                 };
                 became_root = self.exec(key, image, container_of);
             }
             EventKind::Exit { .. } => self.end(key, now),
+            EventKind::CgroupMade { .. } | EventKind::CgroupMoved { .. } => {}
         }
         self.forget(now);
         Applied { key, became_root }
@@ -333,6 +378,21 @@ impl Processes {
             return;
         }
         if let Some(old) = self.living(child.pid) {
+            if self.matches_coarsely(old, child.start_boottime_ns) {
+                // /proc was read after this event and knows the child already; who made it is only now known for sure.
+                let key = self.refine(old, child.start_boottime_ns);
+                let root = self.by_key.get(&creator).and_then(|process| process.root.clone());
+                if let Some(process) = self.by_key.get_mut(&key) {
+                    process.creator = Some(creator);
+                    process.origin = Origin::Observed;
+                    process.root = root;
+                }
+                return;
+            }
+            if old.start_boottime_ns > child.start_boottime_ns && child.start_boottime_ns != 0 {
+                // The child was gone when /proc was read; nothing of it is left to tell.
+                return;
+            }
             self.end(old, now);
         }
         let (image, root) = match self.by_key.get(&creator) {
@@ -347,6 +407,7 @@ impl Processes {
             cgroup_id: task.cgroup_id,
             mount_namespace: task.mount_namespace,
             exec_origin: None,
+            read_boot_ns: 0,
             ..image
         };
         let started = if child.start_boottime_ns == 0 { now } else { child.start_boottime_ns };
@@ -363,7 +424,17 @@ impl Processes {
         container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>,
     ) -> bool {
         let Some(process) = self.by_key.get(&key) else { return false };
-        image.generation = process.image().generation + 1;
+        let last = process.image();
+        let read_later = last.exec_origin.is_none() && last.read_boot_ns > image.since_boot_ns;
+        if read_later && last.argv == image.argv {
+            // /proc was read after this exec, so the image is known already; the event tells its origin.
+            if let Some(last) = self.by_key.get_mut(&key).and_then(|process| process.images.back_mut()) {
+                last.exec_origin = image.exec_origin;
+                last.filename = image.filename;
+            }
+            return false;
+        }
+        image.generation = last.generation + 1;
         let root = match process.root {
             Some(_) => None,
             None => self.root_by(key, &image, container_of),
@@ -444,6 +515,39 @@ impl Processes {
                 }
             }
         }
+    }
+
+    /// The living process of this key, moved to another cgroup: what it was in before.
+    pub fn moved(&mut self, key: ProcessKey, cgroup_id: u64) -> Option<(u64, &Process)> {
+        let key = if self.by_key.contains_key(&key) { key } else { self.living(key.pid)? };
+        let process = self.by_key.get_mut(&key)?;
+        let image = process.images.back_mut()?;
+        let before = std::mem::replace(&mut image.cgroup_id, cgroup_id);
+        Some((before, process))
+    }
+
+    /// Processes below session roots that live now, for the kernel's own memory.
+    pub fn rooted(&self) -> impl Iterator<Item = (ProcessKey, &Root)> {
+        let living = self.by_key.values().filter(|process| process.exited_boot_ns.is_none());
+        living.filter_map(|process| Some((process.key, &**process.root.as_ref()?)))
+    }
+
+    /// Forgets processes that neither matter nor made one that does.
+    pub fn keep_related(&mut self, matters: &dyn Fn(&Process) -> bool) {
+        let mut keep = std::collections::HashSet::new();
+        for process in self.by_key.values().filter(|process| process.root.is_some() || matters(process)) {
+            let mut next = Some(process.key);
+            while let Some(key) = next
+                && keep.insert(key)
+            {
+                next = self.by_key.get(&key).and_then(|process| process.creator);
+            }
+        }
+        self.by_key.retain(|key, _| keep.contains(key));
+        self.by_pid.retain(|_, keys| {
+            keys.retain(|key| keep.contains(key));
+            !keys.is_empty()
+        });
     }
 
     /// The process that had `pid` at a time, between `from` and `until`: the latest that had started and not yet ended.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _, path::Path, 
 use seclog_proto::text;
 
 use super::{
-    event::{Argv, Task},
+    event::{Argv, KernelRoot, Task},
     processes::{Image, Processes},
 };
 
@@ -18,14 +18,16 @@ struct Found {
     task: Task,
     parent: u32,
     container: Option<Arc<str>>,
+    matters: bool,
     is_init: bool,
     image: Image,
 }
 
-/// What a cgroup path of /proc says: its id, and the container it belongs to.
-pub(super) type Place = (u64, Option<Arc<str>>);
+/// What a cgroup path of /proc says: its id, the container it belongs to, and whether its processes matter.
+pub(super) type Place = (u64, Option<Arc<str>>, bool);
 
-/// Reads every process of `proc` into the table. Processes that go away meanwhile are left out.
+/// Reads the processes of `proc` that matter, and those they descend from, into the table. Processes that go away
+/// meanwhile are left out.
 pub fn read_proc(proc: &Path, processes: &mut Processes, place_of: &mut dyn FnMut(&str) -> Place) {
     let Ok(entries) = fs::read_dir(proc) else { return };
     let found: HashMap<u32, Found> = entries
@@ -37,9 +39,10 @@ pub fn read_proc(proc: &Path, processes: &mut Processes, place_of: &mut dyn FnMu
     let mut order: Vec<u32> = found.keys().copied().collect();
     order.sort_by_key(|pid| (found[pid].task.start_boottime_ns, *pid));
     for pid in order {
-        let Found { task, parent, image, container, is_init } = &found[&pid];
+        let Found { task, parent, image, container, is_init, .. } = &found[&pid];
         processes.insert_rebuilt(task, *parent, container.clone(), *is_init, image.clone());
     }
+    processes.keep_related(&|process| found.get(&process.key.pid).is_some_and(|found| found.matters));
 }
 
 fn read_process(directory: &Path, pid: u32, place_of: &mut dyn FnMut(&str) -> Place) -> Option<Found> {
@@ -53,7 +56,7 @@ fn read_process(directory: &Path, pid: u32, place_of: &mut dyn FnMut(&str) -> Pl
     };
     let owner = fs::metadata(directory).ok();
     let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
-    let (cgroup_id, container) = v2_path(&cgroup).map_or((0, None), place_of);
+    let (cgroup_id, container, matters) = v2_path(&cgroup).map_or((0, None, false), place_of);
     let status = fs::read(directory.join("status")).unwrap_or_default();
     let mut line = fs::read(directory.join("cmdline")).unwrap_or_default();
     let truncated_bytes = line.len().saturating_sub(MOST_ARGV) as u64;
@@ -75,6 +78,7 @@ fn read_process(directory: &Path, pid: u32, place_of: &mut dyn FnMut(&str) -> Pl
         uid: owner.as_ref().map_or(0, |owner| owner.uid()),
         gid: owner.as_ref().map_or(0, |owner| owner.gid()),
         comm: comm.into(),
+        root: KernelRoot::None,
     };
     let image = Image {
         generation: 0,
@@ -86,8 +90,9 @@ fn read_process(directory: &Path, pid: u32, place_of: &mut dyn FnMut(&str) -> Pl
         mount_namespace: task.mount_namespace,
         pid_namespace: task.pid_namespace,
         exec_origin: None,
+        read_boot_ns: crate::clock::boot_ns(),
     };
-    Some(Found { task, parent, container, is_init: is_init(&status), image })
+    Some(Found { task, parent, container, matters, is_init: is_init(&status), image })
 }
 
 /// comm, parent and start time: fields 2, 4 and 22 of proc_pid_stat(5). comm may hold anything, so count from its last
@@ -128,7 +133,7 @@ mod tests {
     #[test]
     fn the_running_test_is_found_in_proc() {
         let mut processes = super::Processes::new(0);
-        super::read_proc(std::path::Path::new("/proc"), &mut processes, &mut |_| (0, None));
+        super::read_proc(std::path::Path::new("/proc"), &mut processes, &mut |_| (0, None, true));
         let own = processes.at(std::process::id(), u64::MAX, u64::MAX).expect("this process");
         assert!(!own.image().argv.arguments.is_empty());
     }

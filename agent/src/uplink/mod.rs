@@ -7,7 +7,7 @@ use std::{io::Write as _, sync::Arc};
 
 use seclog_proto::v1::{HookStatus, NodeRecord};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use buffer::Buffer;
 pub use stream::{Identity, StreamConfig, Tls};
@@ -34,7 +34,8 @@ pub enum Sink {
 /// What the agent says of its node besides records.
 #[derive(Debug)]
 pub struct Health {
-    pub hooks: Vec<HookStatus>,
+    /// Changes while the agent runs.
+    pub hooks: watch::Receiver<Vec<HookStatus>>,
     /// The last check of the node's configuration.
     pub check: check::Status,
 }

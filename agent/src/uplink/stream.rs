@@ -24,7 +24,7 @@ use tonic::{
 };
 
 use super::{Buffer, Health, UplinkError};
-use crate::clock;
+use crate::{check, clock};
 
 /// Records and bytes of one batch.
 const BATCH_RECORDS: usize = 1000;
@@ -153,7 +153,7 @@ async fn connect_once(channel: Channel, identity: &Identity, health: &Health, bu
         agent_version: env!("CARGO_PKG_VERSION").into(),
         epoch: buffer.epoch,
         oldest_sequence: buffer.oldest_sequence(),
-        hooks: health.hooks.clone(),
+        hooks: health.hooks.borrow().clone(),
     };
     if sender.send(message(agent_message::Message::Hello(hello))).await.is_err() {
         return Ended::Broken("the stream closed at once".into());
@@ -221,10 +221,11 @@ async fn exchange(
             () = buffer.changed() => {}
             _ = heartbeat.tick() => {
                 let (watermark_unix_ns, counters) = buffer.idle(next);
+                let counters = counters.into_iter().chain(check::counters(&health.check));
                 let beat = Heartbeat {
                     watermark_unix_ns,
                     sent_unix_ns: clock::unix_ns(),
-                    hooks: health.hooks.clone(),
+                    hooks: health.hooks.borrow().clone(),
                     counters: counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>(),
                     check: check.has_changed().is_ok_and(|new| new).then(|| check.borrow_and_update().clone()).flatten(),
                 };

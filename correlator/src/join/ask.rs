@@ -93,7 +93,9 @@ impl<'a> Ask<'a> {
 pub(super) fn fold<'a>(cluster: &str, attempts: impl Iterator<Item = &'a Attempt>) -> Vec<Ask<'a>> {
     let mut asks: Vec<Ask<'a>> = Vec::new();
     for attempt in attempts {
-        let retried = asks.iter_mut().rev().find(|ask| is_retry(ask, attempt));
+        let received = attempt.identity.received;
+        let recent = |ask: &&mut Ask<'_>| received - ask.first().identity.received <= RETRY_WITHIN_NS;
+        let retried = asks.iter_mut().rev().take_while(recent).find(|ask| is_retry(ask, attempt));
         if let Some(ask) = retried {
             ask.tries.push(attempt);
         } else if let Some(ask) = made_for(&mut asks, attempt) {
@@ -114,7 +116,6 @@ fn is_retry(ask: &Ask<'_>, attempt: &Attempt) -> bool {
         && first.access.kind == attempt.access.kind
         && first.same_user(attempt)
         && first.identity.uri == attempt.identity.uri
-        && attempt.identity.received - first.identity.received <= RETRY_WITHIN_NS
 }
 
 /// The debug request whose container this attaches to, the latest if there are several.

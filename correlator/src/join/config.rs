@@ -29,6 +29,7 @@ pub struct Config {
     pub max_requests: usize,
     pub max_roots: usize,
     pub max_pods: usize,
+    pub max_containers: usize,
     pub max_losses: usize,
     /// Ids of what was let go, so that stragglers are known as such.
     pub max_gone: usize,
@@ -58,6 +59,7 @@ impl Config {
             max_requests: 100_000,
             max_roots: 200_000,
             max_pods: 200_000,
+            max_containers: 200_000,
             max_losses: 10_000,
             max_gone: 200_000,
             starts_per_root: 1_000,

@@ -11,8 +11,8 @@ use super::story::{Draft, Stories, stories};
 use super::{Config, Counters, Input, Route, Source, ask, ids};
 use crate::audit::{AccessEvent, Identity, PodFact};
 use crate::timestamp::Timestamp;
-use seclog_proto::v1::NodeRecord;
 use seclog_proto::v1::node_record::Detail;
+use seclog_proto::v1::{Container, NodeRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -37,6 +37,13 @@ pub(super) struct Held {
     pub(super) probes: u64,
 }
 
+/// A container whose names are known, and when it was last heard of.
+#[derive(Debug)]
+pub(super) struct Named {
+    container: Container,
+    pub(super) seen: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Written {
     pub(super) session: Session,
@@ -52,6 +59,8 @@ pub struct Join {
     pub(super) requests: usize,
     pub(super) written: BTreeMap<Uuid, Written>,
     pub(super) uid_uses: BTreeMap<String, u32>,
+    /// By node and container id.
+    pub(super) containers: BTreeMap<(Arc<str>, String), Named>,
     pub(super) pods: Pods,
     pub(super) losses: Losses,
     pub(super) checks: Checks,
@@ -76,6 +85,7 @@ impl Join {
             requests: 0,
             written: BTreeMap::new(),
             uid_uses: BTreeMap::new(),
+            containers: BTreeMap::new(),
             pods: Pods::default(),
             losses: Losses::default(),
             checks: Checks::default(),
@@ -151,6 +161,8 @@ impl Join {
             self.counters.outside_roots += 1;
             return;
         };
+        let mut record = record;
+        self.name_container(node, &mut record);
         let (mut root, old_scope) = match self.roots.remove(&key) {
             Some((root, scope)) => (root, Some(scope)),
             None if self.gone.contains(&ids::of_root(&self.config.cluster, &key)) => {
@@ -177,6 +189,47 @@ impl Join {
             self.dirty.insert(scope.clone());
         }
         self.roots.insert(key, (root, scope));
+    }
+
+    /// Names that the agent learnt late, or of which it told with another record of the same container.
+    fn name_container(&mut self, node: &Arc<str>, record: &mut NodeRecord) {
+        let Some(container) = record.container.as_mut().filter(|container| !container.id.is_empty()) else { return };
+        let key = (Arc::clone(node), container.id.clone());
+        if let Some(known) = self.containers.get_mut(&key) {
+            known.seen = self.now;
+            if container.pod_name.is_empty() {
+                container.clone_from(&known.container);
+            }
+        } else if !container.pod_name.is_empty() && self.containers.len() < self.config.max_containers {
+            self.containers.insert(key, Named { container: container.clone(), seen: self.now });
+            let named = container.clone();
+            self.name_roots(node, &named);
+        }
+    }
+
+    fn name_roots(&mut self, node: &Arc<str>, named: &Container) {
+        let nameless: Vec<RootKey> = self
+            .scopes
+            .keys()
+            .rev()
+            .map_while(|scope| match scope {
+                Scope::Nameless(key) => Some(key),
+                Scope::Pod { .. } => None,
+            })
+            .filter(|key| key.node == *node)
+            .cloned()
+            .collect();
+        for key in nameless {
+            let Some((root, scope)) = self.roots.get_mut(&key) else { continue };
+            if root.container().is_some_and(|container| container.id == named.id) {
+                root.add_container(named.clone(), false, &self.config);
+                let to = scope_of(root);
+                let from = std::mem::replace(scope, to.clone());
+                self.move_root(&key, &from, &to);
+                self.scopes.entry(to.clone()).or_default().roots.insert(key);
+                self.dirty.insert(to);
+            }
+        }
     }
 
     fn move_root(&mut self, key: &RootKey, from: &Scope, to: &Scope) {

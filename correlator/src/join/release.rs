@@ -64,6 +64,8 @@ impl Join {
             self.forget_exited(&scope);
         }
         self.scopes.retain(|_, held| !(held.attempts.is_empty() && held.roots.is_empty() && held.written.is_empty()));
+        let heard_of = now.saturating_sub(config.longest_ns);
+        self.containers.retain(|_, named| named.seen >= heard_of);
         self.losses.forget_before(now.saturating_sub(config.longest_ns));
         self.gone.forget(now.saturating_sub(horizon.saturating_mul(4)), config.max_gone);
     }

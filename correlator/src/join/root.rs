@@ -164,7 +164,7 @@ impl Root {
         }
     }
 
-    fn add_container(&mut self, container: v1::Container, is_root_exec: bool, config: &Config) {
+    pub(super) fn add_container(&mut self, container: v1::Container, is_root_exec: bool, config: &Config) {
         let said = Container {
             not_named: container.pod_name.is_empty(),
             namespace: container.pod_namespace,

@@ -198,6 +198,20 @@ impl Tree {
     }
 }
 
+/// As the agent tells it while it does not know the container's names yet.
+pub(crate) fn nameless(input: Input) -> Input {
+    match input {
+        Input::Node { node, mut record } => {
+            if let Some(container) = &mut record.container {
+                let id = container.id.clone();
+                *container = Container { id, names: "unresolved: not yet".to_owned(), ..Default::default() };
+            }
+            Input::Node { node, record }
+        }
+        other => other,
+    }
+}
+
 pub(crate) fn node_loss(source: &str, from: u64, until: u64) -> Input {
     let loss = Loss {
         source: source.to_owned(),

@@ -54,7 +54,7 @@ pub fn boot(kernel: &Path, initramfs: &Path) -> Result<Vec<String>> {
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", "console=ttyS0 quiet panic=-1 audit=1"]);
+        .args(["-append", "console=ttyS0 quiet panic=-1 audit=1 audit_backlog_limit=8192"]);
     let machine = Process::start("qemu", &mut qemu)?;
     loop {
         let lines = machine.stdout().count();

@@ -129,7 +129,11 @@ fn read_loop(
     stop: &AtomicBool,
 ) {
     let mut buffer = vec![0; MOST_BYTES];
-    while !stop.load(Ordering::Relaxed) {
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            // An end that was asked for is no failure of the socket.
+            return;
+        }
         let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, PollTimeout::from(200u16)) {
             Ok(0) | Err(Errno::EINTR) => continue,

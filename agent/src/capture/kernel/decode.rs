@@ -1,10 +1,13 @@
 //! Ring records to events. Bytes of the kernel's own making, but argv and paths in them are a process's.
 
-use seclog_abi::{COMM_LEN, Exec, Exit, Fork, Header, Plain as _, Task as AbiTask, Verdict, kind};
+use seclog_abi::{
+    COMM_LEN, Cgroup, Exec, Exit, Fork, Header, Plain as _, Task as AbiTask, VARIABLE_MAX, Verdict, environment, kind,
+    root_state,
+};
 use seclog_proto::text;
 use thiserror::Error;
 
-use crate::lineage::{Argv, Event, EventKind, Task};
+use crate::lineage::{Argv, Environment, Event, EventKind, KernelRoot, Task};
 
 /// One record of either ring.
 #[derive(Debug)]
@@ -60,7 +63,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
             let texts = bytes.get(size_of::<Exec>()..).unwrap_or_default();
             let (filename, rest) = texts.split_at_checked(exec.filename_len as usize).ok_or(short)?;
             let (interpreter, rest) = rest.split_at_checked(exec.interpreter_len as usize).ok_or(short)?;
-            let argv = rest.get(..exec.argv_len as usize).ok_or(short)?;
+            let (argv, rest) = rest.split_at_checked(exec.argv_len as usize).ok_or(short)?;
+            let variables = rest.get(..exec.environment_len as usize).ok_or(short)?;
             Ok(lineage(
                 'e',
                 exec.header,
@@ -70,6 +74,13 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
                     filename: text::from_bytes(filename).into(),
                     interpreter: text::from_bytes(interpreter).into(),
                     argv: split_argv(argv, exec.argv_total),
+                    environment: Environment {
+                        variables: variables.chunks(VARIABLE_MAX).map(until_nul).collect(),
+                        whole: match exec.environment_state {
+                            environment::SKIPPED => None,
+                            state => Some(state == environment::WHOLE),
+                        },
+                    },
                 },
             ))
         }
@@ -91,6 +102,26 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
                 instruction_pointer: verdict.instruction_pointer,
             }))
         }
+        kind::CGROUP_MKDIR | kind::CGROUP_ATTACH => {
+            let cgroup = Cgroup::from_bytes(bytes).ok_or(short)?;
+            let path = bytes.get(size_of::<Cgroup>()..).unwrap_or_default();
+            let path = text::from_bytes(path.get(..cgroup.path_len as usize).ok_or(short)?).into();
+            let (stream, kind) = if header.kind == kind::CGROUP_MKDIR {
+                ('m', EventKind::CgroupMade { cgroup_id: cgroup.cgroup_id, path })
+            } else {
+                let Cgroup { cgroup_id, subject_pid, subject_start_boottime_ns, .. } = cgroup;
+                (
+                    'a',
+                    EventKind::CgroupMoved {
+                        pid: subject_pid,
+                        start_boottime_ns: subject_start_boottime_ns,
+                        cgroup_id,
+                        path,
+                    },
+                )
+            };
+            Ok(lineage(stream, cgroup.header, cgroup.task, kind))
+        }
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -104,8 +135,10 @@ fn lineage(stream: char, header: Header, of: AbiTask, kind: EventKind) -> Record
     })
 }
 
-fn task(task: AbiTask) -> Task {
-    let AbiTask { pid, tid, start_boottime_ns, cgroup_id, mount_namespace, pid_namespace, uid, gid, comm } = task;
+/// What the kernel stamped, also of the sample of an overflow count.
+pub(super) fn task(task: AbiTask) -> Task {
+    let AbiTask { pid, tid, start_boottime_ns, cgroup_id, mount_namespace, pid_namespace, uid, gid, comm, .. } = task;
+    let AbiTask { root_pid, root_start_boottime_ns, root_state, .. } = task;
     Task {
         pid,
         tid,
@@ -115,13 +148,18 @@ fn task(task: AbiTask) -> Task {
         pid_namespace: u64::from(pid_namespace),
         uid,
         gid,
-        comm: comm_text(&comm).into(),
+        comm: until_nul(&comm[..COMM_LEN]).into(),
+        root: match root_state {
+            root_state::NONE => KernelRoot::None,
+            root_state::KNOWN => KernelRoot::Known { pid: root_pid, start_boottime_ns: root_start_boottime_ns },
+            _ => KernelRoot::Unknown,
+        },
     }
 }
 
-fn comm_text(comm: &[u8; COMM_LEN]) -> String {
-    let length = comm.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
-    text::from_bytes(&comm[..length])
+fn until_nul(bytes: &[u8]) -> String {
+    let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    text::from_bytes(&bytes[..length])
 }
 
 /// Arguments as the kernel laid them out, each followed by a NUL; the last one is cut when argv was longer than its room.
@@ -189,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_decoded_or_refused(mut bytes: Vec<u8>, kind in 0u32..6) {
+        fn any_bytes_are_decoded_or_refused(mut bytes: Vec<u8>, kind in 0u32..8) {
             if bytes.len() >= 4 {
                 bytes[..4].copy_from_slice(&kind.to_ne_bytes());
             }

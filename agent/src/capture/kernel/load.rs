@@ -1,19 +1,32 @@
 //! Loading and attaching, by trying; the counters; the rings.
+//!
+//! In two steps, so that the start misses nothing: lineage first, its ring filling while /proc is read; then the
+//! processes that were there already are told to the programs, and verdicts are hooked.
 
-use std::path::Path;
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray, RingBuf},
-    programs::{FEntry, KProbe, RawTracePoint},
+    maps::{Array, CgroupArray, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
+    programs::{FEntry, KProbe, Program, RawTracePoint},
 };
 use clap::ValueEnum;
-use seclog_abi::{Offsets, program};
+use seclog_abi::{Known, Settings, WANTED_MAX, Wanted, program, root_state};
 use seclog_proto::v1::HookStatus;
 use thiserror::Error;
 
-use super::offsets;
-use crate::capture::{active, inactive};
+use super::{
+    info, offsets,
+    overflow::{self, OverflowMaps, VerdictOverflow},
+    scope::Scope,
+};
+use crate::{
+    capture::{active, inactive},
+    lineage::{ProcessKey, Root},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seclog.bpf.o"));
 
@@ -31,6 +44,17 @@ pub enum VerdictHook {
     None,
 }
 
+/// What the programs are told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub hook: VerdictHook,
+    pub ring_bytes: u32,
+    pub host_mount_namespace: u64,
+    pub scope: Scope,
+    /// Names of environment variables looked for at session roots; at most [`WANTED_MAX`].
+    pub wanted: Vec<String>,
+}
+
 #[derive(Debug, Error)]
 pub enum LoadError {
     #[error("the kernel's types cannot be read from {BTF_PATH} ({0}): the kernel needs CONFIG_DEBUG_INFO_BTF")]
@@ -43,20 +67,29 @@ pub enum LoadError {
 
 /// The running programs, their rings and counters.
 pub struct KernelCapture {
-    /// Keeps programs, links and maps alive.
-    _ebpf: Ebpf,
+    /// Keeps programs and links alive.
+    ebpf: Ebpf,
     pub lineage: RingBuf<MapData>,
     pub verdicts: RingBuf<MapData>,
     counters: PerCpuArray<MapData, CountersValue>,
+    processes: HashMap<MapData, u32, KnownValue>,
+    ready: Array<MapData, u32>,
+    overflow: OverflowMaps,
+    hook: VerdictHook,
     pub hooks: Vec<HookStatus>,
 }
 
-/// Sums over CPUs for one program.
+/// Sums over CPUs for one program. `seen = submitted + aggregated + dropped`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProgramCounters {
     pub seen: u64,
     pub submitted: u64,
-    pub ring_full: u64,
+    pub aggregated: u64,
+    pub dropped: u64,
+    pub filtered: u64,
+    pub process_map_full: u64,
+    pub recursion_misses: u64,
+    pub verified_instructions: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -67,9 +100,25 @@ unsafe impl aya::Pod for CountersValue {}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct OffsetsValue(Offsets);
-// SAFETY: Offsets is plain data (seclog_abi::Plain).
-unsafe impl aya::Pod for OffsetsValue {}
+struct KnownValue(Known);
+// SAFETY: Known is plain data (seclog_abi::Plain).
+unsafe impl aya::Pod for KnownValue {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct SettingsValue(Settings);
+// SAFETY: Settings is plain data (seclog_abi::Plain).
+unsafe impl aya::Pod for SettingsValue {}
+
+/// Lineage programs, in the order they are attached: exec and exit before fork, so that no process is known whose end
+/// would be missed.
+const LINEAGE: [(&str, u32); 5] = [
+    ("sched_process_exit", program::EXIT),
+    ("sched_process_exec", program::EXEC),
+    ("sched_process_fork", program::FORK),
+    ("cgroup_mkdir", program::CGROUP_MKDIR),
+    ("cgroup_attach_task", program::CGROUP_ATTACH),
+];
 
 // === impl KernelCapture ===
 
@@ -80,41 +129,64 @@ impl std::fmt::Debug for KernelCapture {
 }
 
 impl KernelCapture {
-    /// Loads and attaches what this kernel allows. An error means that nothing of eBPF works here; a program that alone
-    /// does not is told in `hooks`.
-    pub fn start(wanted: VerdictHook, ring_bytes: u32) -> Result<Self, LoadError> {
-        let offsets = {
-            let btf = btf_rs::Btf::from_file(BTF_PATH).map_err(|error| LoadError::Btf(error.to_string()))?;
-            let (offsets, missing) = offsets::find(&btf);
-            if !missing.is_empty() {
-                tracing::warn!(?missing, "this kernel's BTF lacks fields; what they tell stays unknown");
-            }
-            offsets
-        };
-        let value = OffsetsValue(offsets);
+    /// Loads the programs and attaches those of lineage. An error means that nothing of eBPF works here; a program that
+    /// alone does not is told in `hooks`.
+    pub fn start(options: &Options) -> Result<Self, LoadError> {
+        let value = SettingsValue(settings(options)?);
         let mut ebpf = EbpfLoader::new()
-            .override_global("OFFSETS", &value, true)
-            .map_max_entries("LINEAGE", ring_bytes)
-            .map_max_entries("VERDICTS", ring_bytes)
+            .override_global("SETTINGS", &value, true)
+            .map_max_entries("LINEAGE", options.ring_bytes)
+            .map_max_entries("VERDICTS", options.ring_bytes)
             .load(OBJECT)
             .map_err(|error| LoadError::Load(with_causes(&error)))?;
-        let lineage = RingBuf::try_from(ebpf.take_map("LINEAGE").ok_or(LoadError::Incomplete("map LINEAGE"))?)
-            .map_err(|error| LoadError::Load(with_causes(&error)))?;
-        let verdicts = RingBuf::try_from(ebpf.take_map("VERDICTS").ok_or(LoadError::Incomplete("map VERDICTS"))?)
-            .map_err(|error| LoadError::Load(with_causes(&error)))?;
-        let counters = PerCpuArray::try_from(ebpf.take_map("COUNTERS").ok_or(LoadError::Incomplete("map COUNTERS"))?)
-            .map_err(|error| LoadError::Load(with_causes(&error)))?;
+        fill_scope(&mut ebpf, &options.scope)?;
+        let mut take = |name: &'static str| ebpf.take_map(name).ok_or(LoadError::Incomplete(name));
+        let lineage = RingBuf::try_from(take("LINEAGE")?).map_err(load_error)?;
+        let verdicts = RingBuf::try_from(take("VERDICTS")?).map_err(load_error)?;
+        let counters = PerCpuArray::try_from(take("COUNTERS")?).map_err(load_error)?;
+        let processes = HashMap::try_from(take("PROCESSES")?).map_err(load_error)?;
+        let ready = Array::try_from(take("READY")?).map_err(load_error)?;
+        let turn = Array::try_from(take("OVERFLOW_TURN")?).map_err(load_error)?;
+        let mut counts = |name: &'static str| {
+            overflow::counts_of(&mut ebpf, name).ok_or(LoadError::Incomplete(name))?.map_err(load_error)
+        };
+        let overflow = OverflowMaps::new(turn, counts("OVERFLOW_EVEN")?, counts("OVERFLOW_ODD")?);
 
-        let mut hooks = Vec::new();
-        // Exec and exit before fork, so that no process is known whose end would be missed.
-        for name in ["sched_process_exit", "sched_process_exec", "sched_process_fork"] {
-            hooks.push(match attach_raw_tracepoint(&mut ebpf, name) {
-                Ok(()) => active(&format!("lineage/{name}"), "raw tracepoint"),
-                Err(reason) => inactive(&format!("lineage/{name}"), reason),
-            });
+        if let Err(reason) = set_tail(&mut ebpf) {
+            tracing::warn!(reason, "session roots are reported without their environment variables");
         }
-        hooks.extend(attach_verdict_hook(&mut ebpf, wanted));
-        Ok(Self { _ebpf: ebpf, lineage, verdicts, counters, hooks })
+        let hooks = LINEAGE
+            .iter()
+            .map(|(name, _)| match attach_raw_tracepoint(&mut ebpf, name) {
+                Ok(()) => active(&format!("lineage/{name}"), &remark(&ebpf, name)),
+                Err(reason) => inactive(&format!("lineage/{name}"), reason),
+            })
+            .collect();
+        Ok(Self { ebpf, lineage, verdicts, counters, processes, ready, overflow, hook: options.hook, hooks })
+    }
+
+    /// Tells the programs of the processes that were there before them, and hooks verdicts.
+    pub fn open<'a>(&mut self, rooted: impl Iterator<Item = (ProcessKey, &'a Root)>) {
+        const KEEP_EXISTING: u64 = 1; // BPF_NOEXIST: what the programs learnt meanwhile is better
+        let mut refused = 0u64;
+        for (key, root) in rooted {
+            let known = Known {
+                start_boottime_ns: key.start_boottime_ns,
+                root_start_boottime_ns: root.key.start_boottime_ns,
+                root_pid: root.key.pid,
+                root_state: if root.key.pid == 0 { root_state::UNKNOWN } else { root_state::KNOWN },
+            };
+            if self.processes.insert(key.pid, KnownValue(known), KEEP_EXISTING).is_err() {
+                refused += 1;
+            }
+        }
+        if refused > 0 {
+            tracing::debug!(refused, "processes that the kernel programs had learnt of already, or had no room for");
+        }
+        if let Err(error) = self.ready.set(0, 1, 0) {
+            tracing::warn!(error = with_causes(&error), "new session roots stay unknown to the kernel programs");
+        }
+        self.hooks.extend(attach_verdict_hook(&mut self.ebpf, self.hook));
     }
 
     /// Whether a hook on `audit_seccomp` is attached.
@@ -127,25 +199,168 @@ impl KernelCapture {
         let mut sum = ProgramCounters::default();
         if let Ok(values) = self.counters.get(&program, 0) {
             for CountersValue(value) in values.iter() {
-                sum.seen += value.seen;
-                sum.submitted += value.submitted;
-                sum.ring_full += value.ring_full;
+                let seclog_abi::Counters { seen, submitted, aggregated, dropped, filtered, process_map_full } = value;
+                sum.seen += seen;
+                sum.submitted += submitted;
+                sum.aggregated += aggregated;
+                sum.dropped += dropped;
+                sum.filtered += filtered;
+                sum.process_map_full += process_map_full;
             }
+        }
+        let names = LINEAGE.iter().filter(|(_, of)| *of == program).map(|(name, _)| *name);
+        let verdict =
+            ["audit_seccomp_fentry", "audit_seccomp_kprobe"].into_iter().filter(|_| program == program::VERDICT);
+        for figures in names.chain(verdict).filter_map(|name| figures(&self.ebpf, name)) {
+            sum.recursion_misses += figures.recursion_misses;
+            sum.verified_instructions += u64::from(figures.verified_instructions);
         }
         sum
     }
 
     /// The lineage programs together.
     pub fn lineage_counters(&self) -> ProgramCounters {
-        [program::FORK, program::EXEC, program::EXIT].into_iter().map(|program| self.counters(program)).fold(
-            ProgramCounters::default(),
-            |sum, one| ProgramCounters {
-                seen: sum.seen + one.seen,
-                submitted: sum.submitted + one.submitted,
-                ring_full: sum.ring_full + one.ring_full,
-            },
-        )
+        LINEAGE.iter().map(|(_, program)| self.counters(*program)).fold(ProgramCounters::default(), |sum, one| {
+            let ProgramCounters {
+                seen,
+                submitted,
+                aggregated,
+                dropped,
+                filtered,
+                process_map_full,
+                recursion_misses,
+                verified_instructions,
+            } = one;
+            ProgramCounters {
+                seen: sum.seen + seen,
+                submitted: sum.submitted + submitted,
+                aggregated: sum.aggregated + aggregated,
+                dropped: sum.dropped + dropped,
+                filtered: sum.filtered + filtered,
+                process_map_full: sum.process_map_full + process_map_full,
+                recursion_misses: sum.recursion_misses + recursion_misses,
+                verified_instructions: sum.verified_instructions.max(verified_instructions),
+            }
+        })
     }
+
+    /// Counts of verdicts that the ring had no room for, complete by now.
+    pub fn take_overflow(&mut self, now_ns: u64, ending: bool) -> Vec<VerdictOverflow> {
+        let aggregated = self.counters(program::VERDICT).aggregated;
+        self.overflow.take(aggregated, now_ns, ending)
+    }
+
+    /// Overflow counts that could not be read.
+    pub fn unreadable_overflow(&self) -> u64 {
+        self.overflow.unreadable
+    }
+
+    /// Takes the hook on verdicts off; what is in the ring stays to be read.
+    pub fn close(&mut self) {
+        for name in ["audit_seccomp_fentry", "audit_seccomp_kprobe"] {
+            let unloaded = match self.ebpf.program_mut(name) {
+                Some(Program::FEntry(program)) => program.unload(),
+                Some(Program::KProbe(program)) => program.unload(),
+                _ => Ok(()),
+            };
+            // Not loaded is what the hook that is not in use answers.
+            if let Err(error) = unloaded {
+                tracing::debug!(program = name, error = with_causes(&error), "not taken off");
+            }
+        }
+    }
+}
+
+fn figures(ebpf: &Ebpf, name: &str) -> Option<info::ProgramFigures> {
+    let descriptor = match ebpf.program(name)? {
+        Program::RawTracePoint(program) => program.fd().ok()?,
+        Program::FEntry(program) => program.fd().ok()?,
+        Program::KProbe(program) => program.fd().ok()?,
+        _ => return None,
+    };
+    info::figures(descriptor.as_fd())
+}
+
+/// What is told of an attached lineage program.
+fn remark(ebpf: &Ebpf, name: &str) -> String {
+    let remark = verified(ebpf, name, "raw tracepoint");
+    if name == "sched_process_exec" {
+        verified(ebpf, "exec_environment", &format!("{remark}; environment"))
+    } else {
+        remark
+    }
+}
+
+/// A remark with what the verifier had to do, where the kernel says it (5.16).
+fn verified(ebpf: &Ebpf, name: &str, remark: &str) -> String {
+    match figures(ebpf, name) {
+        Some(info::ProgramFigures { verified_instructions, .. }) if verified_instructions > 0 => {
+            format!("{remark}, {verified_instructions} instructions verified")
+        }
+        _ => remark.to_owned(),
+    }
+}
+
+fn load_error(error: MapError) -> LoadError {
+    LoadError::Load(with_causes(&error))
+}
+
+fn settings(options: &Options) -> Result<Settings, LoadError> {
+    let btf = btf_rs::Btf::from_file(BTF_PATH).map_err(|error| LoadError::Btf(error.to_string()))?;
+    let (offsets, missing) = offsets::find(&btf);
+    if !missing.is_empty() {
+        tracing::warn!(?missing, "this kernel's BTF lacks fields; what they tell stays unknown");
+    }
+    let scope = &options.scope;
+    let bounded = scope.unbounded.is_none();
+    let mut wanted = [Wanted::NONE; WANTED_MAX];
+    for (index, name) in options.wanted.iter().enumerate() {
+        match (wanted.get_mut(index), Wanted::new(name)) {
+            (Some(slot), Some(value)) => *slot = value,
+            _ => tracing::warn!(
+                name,
+                "this environment variable is not looked for: at most {WANTED_MAX} names of at most 31 bytes are"
+            ),
+        }
+    }
+    Ok(Settings {
+        offsets,
+        host_mount_namespace: u32::try_from(options.host_mount_namespace).unwrap_or(0),
+        scope_count: if bounded { (scope.pods.len() + scope.others.len()) as u32 } else { 0 },
+        pod_scope_count: if bounded { scope.pods.len() as u32 } else { 0 },
+        reserved: 0,
+        wanted,
+    })
+}
+
+fn fill_scope(ebpf: &mut Ebpf, scope: &Scope) -> Result<(), LoadError> {
+    if scope.unbounded.is_some() {
+        return Ok(());
+    }
+    let map = ebpf.map_mut("SCOPE").ok_or(LoadError::Incomplete("SCOPE"))?;
+    let mut map = CgroupArray::try_from(map).map_err(load_error)?;
+    for (index, path) in scope.pods.iter().chain(&scope.others).enumerate() {
+        let directory = scope.root.join(path.trim_start_matches('/'));
+        let cgroup = std::fs::File::open(&directory)
+            .map_err(|error| LoadError::Load(format!("{}: {error}", directory.display())))?;
+        map.set(index as u32, cgroup.as_fd().as_raw_fd(), 0).map_err(load_error)?;
+    }
+    Ok(())
+}
+
+/// Puts the second half of the exec program where the first half jumps to.
+fn set_tail(ebpf: &mut Ebpf) -> Result<(), String> {
+    let program: &mut RawTracePoint = ebpf
+        .program_mut("exec_environment")
+        .ok_or("not in the object")?
+        .try_into()
+        .map_err(|error| with_causes(&error))?;
+    program.load().map_err(|error| with_causes(&error))?;
+    let descriptor =
+        program.fd().and_then(|fd| fd.try_clone().map_err(Into::into)).map_err(|error| with_causes(&error))?;
+    let map = ebpf.map_mut("TAILS").ok_or("map TAILS is not in the object")?;
+    let mut tails = ProgramArray::try_from(map).map_err(|error| with_causes(&error))?;
+    tails.set(0, &descriptor, 0).map_err(|error| with_causes(&error))
 }
 
 fn attach_raw_tracepoint(ebpf: &mut Ebpf, name: &'static str) -> Result<(), String> {
@@ -159,13 +374,13 @@ fn attach_raw_tracepoint(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Stri
 /// The ways to hook `audit_seccomp`, in the order of preference.
 fn attach_verdict_hook(ebpf: &mut Ebpf, wanted: VerdictHook) -> Vec<HookStatus> {
     type Attach = fn(&mut Ebpf) -> Result<(), String>;
-    let ways: [(&str, VerdictHook, Attach); 2] = [
-        ("verdict/fentry", VerdictHook::Fentry, attach_fentry),
-        ("verdict/kprobe", VerdictHook::Kprobe, attach_kprobe),
+    let ways: [(&str, &str, VerdictHook, Attach); 2] = [
+        ("verdict/fentry", "audit_seccomp_fentry", VerdictHook::Fentry, attach_fentry),
+        ("verdict/kprobe", "audit_seccomp_kprobe", VerdictHook::Kprobe, attach_kprobe),
     ];
     let mut hooks = Vec::new();
     let mut attached = None;
-    for (name, way, attach) in ways {
+    for (name, program, way, attach) in ways {
         if wanted != VerdictHook::Auto && wanted != way {
             hooks.push(inactive(name, "not wanted by configuration"));
         } else if let Some(first) = attached {
@@ -174,7 +389,7 @@ fn attach_verdict_hook(ebpf: &mut Ebpf, wanted: VerdictHook) -> Vec<HookStatus> 
             match attach(ebpf) {
                 Ok(()) => {
                     attached = Some(name);
-                    hooks.push(active(name, "audit_seccomp"));
+                    hooks.push(active(name, &verified(ebpf, program, "audit_seccomp")));
                 }
                 Err(reason) => hooks.push(inactive(name, reason)),
             }
@@ -220,6 +435,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         }
         cause = inner.source();
     }
+    let text = text.replace("Verifier output:", "");
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     match lines.as_slice() {
         [] => text,

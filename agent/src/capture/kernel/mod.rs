@@ -1,8 +1,13 @@
 //! The kernel programs: loaded, attached by trying, read through two rings.
 
 mod decode;
+mod info;
 mod load;
 mod offsets;
+mod overflow;
+mod scope;
 
 pub use decode::{DecodeError, KernelVerdict, Record, decode};
-pub use load::{KernelCapture, LoadError, ProgramCounters, VerdictHook};
+pub use load::{KernelCapture, LoadError, Options, ProgramCounters, VerdictHook};
+pub use overflow::VerdictOverflow;
+pub use scope::Scope;

@@ -33,6 +33,8 @@ pub(super) fn find(btf: &Btf) -> (Offsets, Vec<&'static str>) {
         signal_live: field(&[("signal_struct", "live")], "signal_struct.live"),
         mm_arg_start: field(&[("mm_struct", "arg_start")], "mm_struct.arg_start"),
         mm_arg_end: field(&[("mm_struct", "arg_end")], "mm_struct.arg_end"),
+        mm_env_start: field(&[("mm_struct", "env_start")], "mm_struct.env_start"),
+        mm_env_end: field(&[("mm_struct", "env_end")], "mm_struct.env_end"),
         nsproxy_mnt_ns: field(&[("nsproxy", "mnt_ns")], "nsproxy.mnt_ns"),
         mnt_namespace_inum: field(&[("mnt_namespace", "ns.inum")], "mnt_namespace.ns.inum"),
         pid_level: field(&[("pid", "level")], "pid.level"),
@@ -42,6 +44,10 @@ pub(super) fn find(btf: &Btf) -> (Offsets, Vec<&'static str>) {
         pid_namespace_inum: field(&[("pid_namespace", "ns.inum")], "pid_namespace.ns.inum"),
         bprm_filename: field(&[("linux_binprm", "filename")], "linux_binprm.filename"),
         bprm_interp: field(&[("linux_binprm", "interp")], "linux_binprm.interp"),
+        cgroup_kn: field(&[("cgroup", "kn")], "cgroup.kn"),
+        kernfs_node_id: field(&[("kernfs_node", "id")], "kernfs_node.id"),
+        cgroup_root: field(&[("cgroup", "root")], "cgroup.root"),
+        cgroup_root_hierarchy_id: field(&[("cgroup_root", "hierarchy_id")], "cgroup_root.hierarchy_id"),
         ..Offsets::NONE
     };
     // x86: in_ia32_syscall() reads TS_COMPAT (2) of thread_info.status; arm64: TIF_32BIT (bit 22) of thread_info.flags.

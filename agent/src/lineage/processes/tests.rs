@@ -1,4 +1,5 @@
 use super::*;
+use crate::lineage::Environment;
 use proptest::prelude::*;
 
 const HOST_MOUNTS: u64 = 4_026_531_832;
@@ -36,7 +37,17 @@ impl World {
     fn exec(&mut self, pid: u32, inside: bool, argv: &[&str]) -> Applied {
         let argv = Argv { arguments: argv.iter().map(ToString::to_string).collect(), truncated_bytes: 0 };
         let filename = format!("/usr/bin/{}", argv.arguments[0]).into();
-        self.event(pid, inside, EventKind::Exec { old_tid: pid, filename, interpreter: "".into(), argv })
+        self.event(
+            pid,
+            inside,
+            EventKind::Exec {
+                old_tid: pid,
+                filename,
+                interpreter: "".into(),
+                argv,
+                environment: Environment::default(),
+            },
+        )
     }
 
     fn exit(&mut self, pid: u32, inside: bool) {
@@ -86,7 +97,13 @@ fn a_runtime_stage_in_the_containers_cgroup_but_the_hosts_mounts_is_no_root() {
         origin: "t".into(),
         time_boot_ns: world.now,
         task: Task { pid: 5, cgroup_id: CONTAINER_CGROUP, mount_namespace: HOST_MOUNTS, ..Default::default() },
-        kind: EventKind::Exec { old_tid: 5, filename: "runc".into(), interpreter: "".into(), argv: Argv::default() },
+        kind: EventKind::Exec {
+            old_tid: 5,
+            filename: "runc".into(),
+            interpreter: "".into(),
+            argv: Argv::default(),
+            environment: Environment::default(),
+        },
     };
     assert!(!world.processes.apply(&event, &mut |_| Some("c".into())).became_root);
 }
@@ -105,6 +122,7 @@ fn an_entry_into_the_mount_namespace_from_the_hosts_cgroup_is_a_namespace_entry(
             filename: "/bin/id".into(),
             interpreter: "".into(),
             argv: Argv::default(),
+            environment: Environment::default(),
         },
     };
     assert!(world.processes.apply(&event, &mut |cgroup| (cgroup == CONTAINER_CGROUP).then(|| "c".into())).became_root);
@@ -191,4 +209,83 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_process_whose_history_was_lost_has_the_root_that_the_kernel_remembers() {
+    let mut world = World::new();
+    world.remote_exec();
+    let root = world.processes.at(13, world.now, world.now).unwrap().key;
+    world.now += 1;
+    let stamped = KernelRoot::Known { pid: root.pid, start_boottime_ns: root.start_boottime_ns };
+    let stranger = |pid, root| Task {
+        pid,
+        start_boottime_ns: u64::from(pid),
+        cgroup_id: CONTAINER_CGROUP,
+        mount_namespace: CONTAINER_MOUNTS,
+        root,
+        ..Default::default()
+    };
+    for (pid, root, expected) in [
+        (70, stamped, ("exec", 13, "kernel")),
+        (71, KernelRoot::Known { pid: 9, start_boottime_ns: 9 }, ("unknown", 9, "kernel")),
+        (72, KernelRoot::Unknown, ("unknown", 0, "unknown")),
+    ] {
+        let event = Event {
+            origin: "t".into(),
+            time_boot_ns: world.now,
+            task: stranger(pid, root),
+            kind: EventKind::Fork { child_pid: pid + 100, child_start_boottime_ns: world.now },
+        };
+        world.processes.apply(&event, &mut |cgroup| (cgroup == CONTAINER_CGROUP).then(|| "c".into()));
+        let child = world.processes.at(pid + 100, world.now, world.now).unwrap();
+        let root = child.root.as_ref().unwrap();
+        assert_eq!((root.entry.how, root.key.pid, root.lineage), expected);
+    }
+}
+
+#[test]
+fn what_proc_told_and_what_happened_before_it_was_read_are_merged() {
+    let mut world = World::new();
+    world.remote_exec();
+    let start = 5_003_000_000;
+    let image = Image {
+        argv: Argv { arguments: ["id".to_owned()].into(), truncated_bytes: 0 },
+        cgroup_id: CONTAINER_CGROUP,
+        mount_namespace: CONTAINER_MOUNTS,
+        read_boot_ns: start + 50_000_000,
+        ..Default::default()
+    };
+    let task = Task { pid: 50, start_boottime_ns: 5_000_000_000, ..Default::default() };
+    world.processes.insert_rebuilt(&task, 1, Some("c".into()), false, image);
+
+    // Its fork and exec were in the ring while /proc was read, and so was the end of an earlier process of its pid.
+    world.now = start - 2_000_000;
+    let gone = Event {
+        origin: "t".into(),
+        time_boot_ns: world.now,
+        task: Task { pid: 50, start_boottime_ns: 7_000, ..Default::default() },
+        kind: EventKind::Exit { exit_code: 0 },
+    };
+    world.processes.apply(&gone, &mut |_| None);
+    world.now = start - 1_000_000;
+    world.fork(13, true, 50);
+    assert!(!world.exec(50, true, &["id"]).became_root);
+
+    let process = world.processes.at(50, world.now, world.now).unwrap();
+    assert_eq!((process.key.start_boottime_ns, process.origin), (start, Origin::Observed));
+    assert_eq!(process.images().count(), 1, "the exec that /proc had told of is not a second one");
+    assert_eq!(world.root_of(50), Some(13), "its creator is the forker, not its parent of /proc");
+}
+
+#[test]
+fn processes_that_neither_matter_nor_made_one_that_does_are_forgotten() {
+    let mut processes = Processes::new(HOST_MOUNTS);
+    for (pid, parent) in [(1, 0), (10, 1), (11, 10), (20, 1)] {
+        let task = Task { pid, start_boottime_ns: u64::from(pid), ..Default::default() };
+        processes.insert_rebuilt(&task, parent, None, false, Image::default());
+    }
+    processes.keep_related(&|process| process.key.pid == 11);
+    let left: Vec<bool> = [1, 10, 11, 20].map(|pid| processes.at(pid, 0, u64::MAX).is_some()).to_vec();
+    assert_eq!(left, [true, true, true, false]);
 }
