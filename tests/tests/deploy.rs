@@ -73,7 +73,12 @@ fn the_agent_checks_the_hosts_files_and_may_only_create_events() {
     let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
     let pod = &daemonset["spec"]["template"]["spec"];
     let args = pod["containers"][0]["args"].as_array().unwrap();
-    assert!(args.contains(&json!("--check-root=/proc/1/root")) && pod["hostPID"] == true);
+    assert!(args.contains(&json!("--check-root=/host")));
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["mountPath"] == "/host").unwrap();
+    assert_eq!(mount["readOnly"], true);
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(volumes.iter().any(|volume| volume["name"] == mount["name"] && volume["hostPath"]["path"] == "/"));
     let role = one("guest/daemonset.yaml", "Role", "seclog-agent-events");
     assert_eq!(role["rules"], json!([{ "apiGroups": [""], "resources": ["events"], "verbs": ["create"] }]));
     let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-events");

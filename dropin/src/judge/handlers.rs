@@ -71,7 +71,7 @@ fn of_replaced(view: &View<'_>, replaced: &Replaced) -> Option<Finding> {
             format!("this table replaces the handler {name:?} of {} instead of adding to it", before.place),
         )
         .at(after.place.clone())
-        .so(consequences.join(". "))
+        .so(consequences.join("; "))
         .fix(
             "take the table out: seccomp options stand in [crio.runtime]; to change a handler, repeat its whole table",
         ),
