@@ -1,5 +1,7 @@
 //! What render writes: parsed back as typed objects, unpacked into a root, and checked.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says no more by handling them")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 
-use super::{RenderError, nodepool::NodepoolArgs, problems, yaml};
+use super::{RenderError, node::problems, nodepool::NodepoolArgs, yaml};
 use crate::{finding::Finding, judge::Expect, version::CrioVersion};
 
 /// The recipe's drop-in and where it puts it.

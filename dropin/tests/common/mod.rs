@@ -34,8 +34,8 @@ impl Node {
     pub fn openshift(minor: u32) -> Self {
         let node = Self::empty();
         let version = CrioVersion { minor };
-        node.file("/run/crio/version", &format!("\"1.{minor}.1\"\n"))
-            .file("/etc/crio/crio.conf.d/00-default", &machine_config_operator_default(version))
+        node.file("/run/crio/version", format!("\"1.{minor}.1\"\n"))
+            .file("/etc/crio/crio.conf.d/00-default", machine_config_operator_default(version))
             .file("/usr/bin/crun", "")
             .file("/usr/bin/runc", "")
             .file("/proc/cmdline", "BOOT_IMAGE=/vmlinuz rw\n")
