@@ -20,13 +20,14 @@ use seclog_proto::v1::NodeRecord;
 use tokio::sync::mpsc;
 
 use crate::{
+    absence::Absence,
     capture::{
         audit::{self, AUDIT_SECCOMP, AuditReader, SerialGaps},
         kernel::{KernelCapture, Record, decode},
     },
     clock::{self, Offset},
     pipeline::Pipeline,
-    quiet::Pulse,
+    quiet::{Pulse, netlink::AuditControl},
     throttle::Throttle,
     uplink::Batch,
 };
@@ -39,6 +40,8 @@ const IDLE: u16 = 500;
 /// After a wake-up, time for more to come: one pass for many events.
 const GATHER: Duration = Duration::from_millis(2);
 const ACCOUNT_NS: u64 = 1_000_000_000;
+/// How often the kernel is asked what it lost.
+const ASK_KERNEL_NS: u64 = 10_000_000_000;
 
 /// What works on this host.
 #[derive(Debug)]
@@ -50,8 +53,16 @@ pub struct Sources {
 }
 
 /// Feeds the pipeline until `stop` is set or nobody takes batches any more.
-pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batch>, stop: &AtomicBool, pulse: &Pulse) {
+pub fn run(
+    mut sources: Sources,
+    pipeline: Pipeline,
+    absence: &Absence,
+    batches: &mpsc::Sender<Batch>,
+    stop: &AtomicBool,
+    pulse: &Pulse,
+) {
     let mut driver = Driver::new(pipeline);
+    driver.begin(absence);
     loop {
         let ending = stop.load(Ordering::Relaxed);
         if !ending {
@@ -63,6 +74,7 @@ pub fn run(mut sources: Sources, pipeline: Pipeline, batches: &mpsc::Sender<Batc
             return;
         }
         if ending && !more {
+            tracing::info!(counters = ?driver.last_counters, "captured");
             return;
         }
     }
@@ -76,6 +88,7 @@ struct Driver {
     before: Totals,
     malformed: Throttle,
     counters: Option<Vec<(&'static str, u64)>>,
+    last_counters: Vec<(&'static str, u64)>,
     watermark_boot_ns: u64,
     offset: Offset,
     malformed_audit: u64,
@@ -83,6 +96,13 @@ struct Driver {
     audit_closed: bool,
     /// Verdicts handed over as counts: in the end, what the programs call aggregated.
     verdicts_counted: u64,
+    /// Of the last lineage event that was read.
+    last_lineage_ns: u64,
+    serial_gaps: u64,
+    /// `None`: we may not ask.
+    audit_control: Option<AuditControl>,
+    kernel_asked_ns: u64,
+    kernel_lost: Option<u64>,
 }
 
 /// Loss counters at the last accounting.
@@ -107,13 +127,26 @@ impl Driver {
             before: Totals::default(),
             malformed: Throttle::new(10_000_000_000),
             counters: None,
+            last_counters: Vec::new(),
             watermark_boot_ns: 0,
             offset: Offset::now(),
             malformed_audit: 0,
             malformed_ring: 0,
             audit_closed: false,
             verdicts_counted: 0,
+            last_lineage_ns: 0,
+            serial_gaps: 0,
+            audit_control: AuditControl::open().ok(),
+            kernel_asked_ns: 0,
+            kernel_lost: None,
         }
+    }
+
+    /// What happened while nobody watched is lost, and said first.
+    fn begin(&mut self, absence: &Absence) {
+        let from = absence.from_unix_ns.map_or(0, |unix_ns| self.offset.to_boot(unix_ns));
+        let window = (from, self.accounted_ns.max(from));
+        self.pipeline.loss(("agent", absence.reason.to_owned()), None, window, self.offset, &mut self.out);
     }
 
     /// One round over all sources; true when some may hold more.
@@ -122,8 +155,17 @@ impl Driver {
         let now = clock::boot_ns();
         self.offset = Offset::now();
         let mut more = false;
+        // Up to when lineage is in: that is how far verdicts can be judged.
+        let mut lineage_ns = now;
         if let Some(kernel) = &mut sources.kernel {
-            more |= self.drain_lineage(&mut kernel.lineage);
+            if ending {
+                // Nothing new from here on, so that the counters close.
+                kernel.close();
+            }
+            if self.drain_lineage(&mut kernel.lineage) {
+                more = true;
+                lineage_ns = self.last_lineage_ns;
+            }
             more |= self.drain_verdicts(&mut kernel.verdicts, now);
             for count in kernel.take_overflow(now, ending) {
                 self.verdicts_counted += count.count;
@@ -133,8 +175,8 @@ impl Driver {
         if let Some(audit) = &sources.audit {
             more |= self.drain_audit(audit, now);
         }
+        self.pipeline.advance(lineage_ns, self.offset, ending && !more, &mut self.out);
         if !more {
-            self.pipeline.advance(now, self.offset, ending, &mut self.out);
             self.watermark_boot_ns = self.pipeline.watermark(now);
         }
         if now >= self.accounted_ns + ACCOUNT_NS || ending {
@@ -147,7 +189,10 @@ impl Driver {
         for _ in 0..BUDGET {
             let Some(item) = ring.next() else { return false };
             match decode(&item) {
-                Ok(Record::Lineage(event)) => self.pipeline.lineage(&event, self.offset, &mut self.out),
+                Ok(Record::Lineage(event)) => {
+                    self.last_lineage_ns = event.time_boot_ns;
+                    self.pipeline.lineage(&event, self.offset, &mut self.out);
+                }
                 Ok(Record::Verdict(_)) => self.malformed_ring += 1,
                 Err(error) => {
                     self.malformed_ring += 1;
@@ -216,6 +261,8 @@ impl Driver {
             ("malformed_audit", self.malformed_audit),
             ("malformed_ring", self.malformed_ring),
             ("processes", self.pipeline.processes.len() as u64),
+            ("records", self.pipeline.counters.records),
+            ("losses", self.pipeline.counters.losses),
         ];
         if let Some(kernel) = &sources.kernel {
             let (verdict, lineage) = (kernel.counters(program::VERDICT), kernel.lineage_counters());
@@ -263,6 +310,9 @@ impl Driver {
             }
             self.lost(("audit_netlink", "the agent's own queue was full"), queue_full - self.before.queue_full, window);
             let gaps = self.gaps.take_lost(now);
+            self.serial_gaps += gaps;
+            let kernel_lost = self.kernel_lost(now, window);
+            counters.extend([("audit_serial_gaps", self.serial_gaps), ("audit_kernel_lost", kernel_lost)]);
             let reason = "serial numbers never came: records of any type lost before they reached us, a lower bound";
             self.lost(("audit_netlink", reason), gaps, window);
             self.before.overruns = overruns;
@@ -273,7 +323,36 @@ impl Driver {
                 self.pipeline.loss(("audit_netlink", reason), None, window, self.offset, &mut self.out);
             }
         }
+        self.last_counters.clone_from(&counters);
         self.counters = Some(counters);
+    }
+
+    /// What the kernel says it lost of its audit records since boot, asked now and then; 0 without the right to ask. New
+    /// losses become a record.
+    fn kernel_lost(&mut self, now: u64, window: (u64, u64)) -> u64 {
+        if now >= self.kernel_asked_ns + ASK_KERNEL_NS
+            && let Some(control) = &mut self.audit_control
+        {
+            self.kernel_asked_ns = now;
+            match control.status() {
+                Ok(status) => {
+                    let lost = u64::from(status.lost);
+                    if let Some(before) = self.kernel_lost.replace(lost) {
+                        let since = (window.1.saturating_sub(ASK_KERNEL_NS), window.1);
+                        self.lost(
+                            ("audit_netlink", "the kernel's own count of lost audit records, of any type"),
+                            lost.saturating_sub(before),
+                            since,
+                        );
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(%error, "the kernel's own count of lost audit records is not known");
+                    self.audit_control = None;
+                }
+            }
+        }
+        self.kernel_lost.unwrap_or(0)
     }
 
     fn lost(&mut self, (source, reason): (&str, &str), count: u64, window: (u64, u64)) {
@@ -291,6 +370,7 @@ impl Driver {
         if self.out.is_empty() && counters.is_none() {
             return !batches.is_closed();
         }
+        self.pipeline.counters.records += self.out.len() as u64;
         let batch = Batch {
             records: std::mem::take(&mut self.out),
             watermark_unix_ns: self.offset.to_unix(self.watermark_boot_ns),

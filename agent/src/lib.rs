@@ -3,6 +3,7 @@
 //! The way of a record: `capture` → `pipeline` (`lineage`, `fuse`, `container`) → `uplink`. Each arrow is one direction.
 
 pub mod abi_names;
+pub mod absence;
 pub mod capture;
 pub mod check;
 pub mod clock;
@@ -14,5 +15,6 @@ pub mod pipeline;
 pub mod quiet;
 pub mod record;
 pub mod run;
+pub mod telemetry;
 pub mod throttle;
 pub mod uplink;

@@ -49,6 +49,9 @@ pub struct PipelineCounters {
     pub only_audit: u64,
     /// Verdicts whose process was not known.
     pub unpinned: u64,
+    /// Node records made, and those of them that tell of losses.
+    pub records: u64,
+    pub losses: u64,
 }
 
 // === impl Pipeline ===
@@ -177,6 +180,7 @@ impl Pipeline {
         out: &mut Vec<NodeRecord>,
     ) {
         self.losses += 1;
+        self.counters.losses += 1;
         let mut record = record::describe(&self.origins, offset, until_boot_ns, None, None, &mut self.cgroups);
         record.id = self.origins.kernel_id(&format!("x{}", self.losses));
         let (from, until) = (offset.to_unix(from_boot_ns), offset.to_unix(until_boot_ns));
@@ -187,11 +191,12 @@ impl Pipeline {
     /// Hands out what has waited long enough. Call it when lineage is in up to `now_boot_ns`; with `ending`, nothing
     /// waits any longer.
     pub fn advance(&mut self, now_boot_ns: u64, offset: Offset, ending: bool, out: &mut Vec<NodeRecord>) {
-        while let Some(verdict) = self.fuse.next(if ending { u64::MAX } else { now_boot_ns }) {
+        while let Some(verdict) = self.fuse.next(now_boot_ns, ending) {
             self.pin(&verdict, now_boot_ns, offset, out);
         }
         let mut settled = Vec::new();
-        self.attempts.settle(&self.processes, now_boot_ns, ending, &mut settled);
+        let times = (now_boot_ns, self.fuse.hold_ns(now_boot_ns));
+        self.attempts.settle(&self.processes, times, ending, &mut settled);
         for (key, mut record, target) in settled {
             if let (Some(target), Some(Detail::Verdict(verdict))) = (target, &mut record.detail) {
                 verdict.target_id = self.origins.kernel_id(&target);
@@ -252,7 +257,7 @@ impl Pipeline {
 
     /// Boot clock time up to which every record was handed out, when lineage is in up to `drained_boot_ns`.
     pub fn watermark(&self, drained_boot_ns: u64) -> u64 {
-        let held = if self.fuse.held() > 0 { crate::fuse::HOLD_NS } else { 0 };
+        let held = if self.fuse.held() > 0 { self.fuse.hold_ns(drained_boot_ns) } else { 0 };
         let now = drained_boot_ns.saturating_sub(held + IN_FLIGHT_NS + TICK_NS);
         self.attempts.oldest().map_or(now, |oldest| now.min(oldest))
     }

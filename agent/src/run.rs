@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -20,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    absence::Keeper,
     capture::{self, audit, kernel},
     check::{self, CheckOptions},
     clock,
@@ -29,6 +31,7 @@ use crate::{
     pipeline::Pipeline,
     quiet,
     record::Origins,
+    telemetry::{self, Telemetry},
     uplink::{self, Health, Identity, Sink, StreamConfig, Tls, UplinkError},
 };
 
@@ -82,6 +85,12 @@ pub struct RunArgs {
         default_value = "SPO_EXEC_REQUEST_UID,KUBERNETES_EXEC_AUDIT_ID"
     )]
     wanted_variable: Vec<String>,
+    /// Where to keep up to when records were handed over, so that the next run can say what was missed.
+    #[arg(long, value_name = "FILE", default_value = "/run/seclog/agent.state")]
+    state_file: PathBuf,
+    /// Serve /metrics, /healthz and /readyz here, e.g. 127.0.0.1:9464.
+    #[arg(long, value_name = "ADDRESS", env = "SECLOG_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
     /// Bytes of records kept while the correlator does not take them.
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
     buffer_bytes: usize,
@@ -133,6 +142,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
     let sink = sink(&args)?;
     let names = names(args.cri_socket.clone()).await;
+    let (keeper, absence) = Keeper::open(&args.state_file, &boot_id);
 
     let wake = Arc::new(EventFd::new().map_err(|errno| RunError::Start(errno.into()))?);
     let stop = Arc::new(AtomicBool::new(false));
@@ -144,7 +154,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let alive = Arc::downgrade(&pulse);
     let thread = thread::Builder::new()
         .name("pipeline".into())
-        .spawn(move || drive::run(sources, pipeline, &sender, &thread_stop, &pulse))
+        .spawn(move || drive::run(sources, pipeline, &absence, &sender, &thread_stop, &pulse))
         .map_err(RunError::Start)?;
     let active: Vec<&str> = hooks.iter().filter(|hook| hook.active).map(|hook| hook.name.as_str()).collect();
     tracing::info!(sources = ?active, "capturing");
@@ -152,8 +162,14 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let quiet = quiet::Supervisor::start(&args.quiet, alive, hooks.clone());
 
     let check = check::start(args.check.clone(), args.cri_socket.clone(), hooks.subscribe(), identity.node.clone());
+    let telemetry = Arc::new(Telemetry::new(hooks.subscribe(), check.clone()));
+    if let Some(address) = args.metrics_listen {
+        telemetry::serve(address, Arc::clone(&telemetry))
+            .await
+            .map_err(|error| RunError::Usage(format!("--metrics-listen {address}: {error}")))?;
+    }
     let health = Health { hooks: hooks.subscribe(), check };
-    let delivery = uplink::deliver(batches, names, sink, identity, health);
+    let delivery = uplink::deliver(batches, names, sink, identity, health, telemetry, keeper);
     tokio::pin!(delivery);
     let early = tokio::select! {
         result = &mut delivery => Some(result),

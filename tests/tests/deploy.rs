@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 fn deploy() -> PathBuf {
@@ -12,82 +13,83 @@ fn deploy() -> PathBuf {
 }
 
 /// Every document of one file.
-fn documents(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap();
-    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+fn documents(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())
 }
 
-fn one(path: &str, kind: &str, name: &str) -> Value {
-    let path = deploy().join(path);
-    let mut found: Vec<_> = documents(&path)
-        .into_iter()
-        .filter(|document| document["kind"] == kind && document["metadata"]["name"] == name)
-        .collect();
-    assert_eq!(found.len(), 1, "{kind} {name} in {}", path.display());
-    found.remove(0)
+fn one(path: &str, kind: &str, name: &str) -> Result<Value> {
+    let mut found = documents(&deploy().join(path))?;
+    found.retain(|document| document["kind"] == kind && document["metadata"]["name"] == name);
+    ensure!(found.len() == 1, "{} of {kind} {name} in {path}", found.len());
+    Ok(found.remove(0))
 }
 
-fn files(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
+fn manifests(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
         if path.is_dir() {
-            files(&path, found);
+            manifests(&path, found)?;
         } else if path.extension().is_some_and(|extension| extension == "yaml") {
             found.push(path);
         }
     }
+    Ok(())
 }
 
 #[test]
-fn every_document_has_a_kind_a_version_and_a_name() {
+fn every_document_has_a_kind_a_version_and_a_name() -> Result<()> {
     let mut paths = Vec::new();
-    files(&deploy(), &mut paths);
+    manifests(&deploy(), &mut paths)?;
     assert!(paths.len() >= 3, "{paths:?}");
     for path in paths {
-        for document in documents(&path) {
+        for document in documents(&path)? {
             for part in [&document["kind"], &document["apiVersion"], &document["metadata"]["name"]] {
                 assert!(part.as_str().is_some_and(|text| !text.is_empty()), "{}: {document:#}", path.display());
             }
         }
     }
+    Ok(())
 }
 
 #[test]
-fn the_agent_is_admitted_and_sees_the_host() {
-    let namespace = one("guest/daemonset.yaml", "Namespace", "seclog");
+fn the_agent_is_admitted_and_sees_the_host() -> Result<()> {
+    let namespace = one("guest/daemonset.yaml", "Namespace", "seclog")?;
     assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
-    let template = &one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")["spec"]["template"];
+    let template = &one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")?["spec"]["template"];
     assert_eq!(template["metadata"]["annotations"]["openshift.io/required-scc"], "privileged");
     let pod = &template["spec"];
     // Audit multicast reaches only the initial network namespace; pids are those of the initial pid namespace.
     assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&json!(true), &json!(true)));
     assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
     assert_eq!(pod["tolerations"], json!([{ "operator": "Exists" }]));
-    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-privileged-scc");
+    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-privileged-scc")?;
     assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
     assert_eq!(binding["roleRef"]["name"], "system:openshift:scc:privileged");
+    Ok(())
 }
 
 #[test]
-fn the_agent_checks_the_hosts_files_and_may_only_create_events() {
-    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
+fn the_agent_checks_the_hosts_files_and_may_only_create_events() -> Result<()> {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")?;
     let pod = &daemonset["spec"]["template"]["spec"];
-    let args = pod["containers"][0]["args"].as_array().unwrap();
-    assert!(args.contains(&json!("--check-root=/host")));
-    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
-    let mount = mounts.iter().find(|mount| mount["mountPath"] == "/host").unwrap();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    assert!(list(&pod["containers"][0]["args"]).contains(&json!("--check-root=/host")));
+    let mounts = list(&pod["containers"][0]["volumeMounts"]);
+    let mount = mounts.iter().find(|mount| mount["mountPath"] == "/host").context("the host is not mounted")?;
     assert_eq!(mount["readOnly"], true);
-    let volumes = pod["volumes"].as_array().unwrap();
+    let volumes = list(&pod["volumes"]);
     assert!(volumes.iter().any(|volume| volume["name"] == mount["name"] && volume["hostPath"]["path"] == "/"));
-    let role = one("guest/daemonset.yaml", "Role", "seclog-agent-events");
+    let role = one("guest/daemonset.yaml", "Role", "seclog-agent-events")?;
     assert_eq!(role["rules"], json!([{ "apiGroups": [""], "resources": ["events"], "verbs": ["create"] }]));
-    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-events");
+    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-events")?;
     assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
+    Ok(())
 }
 
 #[test]
-fn the_agent_has_the_capabilities_it_needs_and_no_others() {
-    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
+fn the_agent_has_the_capabilities_it_needs_and_no_others() -> Result<()> {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")?;
     let container = &daemonset["spec"]["template"]["spec"]["containers"][0];
     let security = &container["securityContext"];
     assert_eq!(security["privileged"], false);
@@ -97,11 +99,12 @@ fn the_agent_has_the_capabilities_it_needs_and_no_others() {
         json!(["BPF", "PERFMON", "AUDIT_READ", "SYS_PTRACE", "DAC_READ_SEARCH", "NET_ADMIN"])
     );
     assert!(container["resources"]["limits"]["memory"].is_string());
+    Ok(())
 }
 
 #[test]
-fn the_agent_changes_nothing_on_the_host() {
-    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent");
+fn the_agent_changes_nothing_on_the_host() -> Result<()> {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")?;
     let pod = &daemonset["spec"]["template"]["spec"];
     let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
     let volumes = pod["volumes"].as_array().unwrap();
@@ -111,11 +114,12 @@ fn the_agent_changes_nothing_on_the_host() {
         assert!(mounts.iter().any(|mount| mount["name"] == volume["name"] && mount["mountPath"] == path), "{path}");
     }
     assert!(volumes.iter().all(|volume| volume.get("secret").is_none()), "one key for all nodes");
+    Ok(())
 }
 
 #[test]
-fn the_correlator_runs_under_pod_security_restricted() {
-    let deployment = one("management/correlator.yaml", "Deployment", "seclog-correlator");
+fn the_correlator_runs_under_pod_security_restricted() -> Result<()> {
+    let deployment = one("management/correlator.yaml", "Deployment", "seclog-correlator")?;
     let pod = &deployment["spec"]["template"]["spec"];
     assert_eq!(pod["securityContext"], json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } }));
     for container in pod["containers"].as_array().unwrap() {
@@ -123,15 +127,16 @@ fn the_correlator_runs_under_pod_security_restricted() {
         assert_eq!(container["securityContext"]["capabilities"], json!({ "drop": ["ALL"] }));
     }
     assert!(pod["volumes"].as_array().unwrap().iter().all(|volume| volume.get("hostPath").is_none()));
+    Ok(())
 }
 
 #[test]
-fn api_servers_and_agents_find_the_correlator() {
-    let deployment = one("management/correlator.yaml", "Deployment", "seclog-correlator");
+fn api_servers_and_agents_find_the_correlator() -> Result<()> {
+    let deployment = one("management/correlator.yaml", "Deployment", "seclog-correlator")?;
     let template = &deployment["spec"]["template"];
     // Any other name is sent through the proxy into the hosted cluster by three of the four API servers.
-    let webhook = one("management/correlator.yaml", "Service", "audit-webhook");
-    let agents = one("management/correlator.yaml", "Service", "seclog-agents");
+    let webhook = one("management/correlator.yaml", "Service", "audit-webhook")?;
+    let agents = one("management/correlator.yaml", "Service", "seclog-agents")?;
     for (service, port) in [(&webhook, "audit-webhook"), (&agents, "agents")] {
         assert_eq!(service["spec"]["selector"], template["metadata"]["labels"]);
         assert_eq!(
@@ -141,13 +146,14 @@ fn api_servers_and_agents_find_the_correlator() {
         let ports = template["spec"]["containers"][0]["ports"].as_array().unwrap();
         assert!(ports.iter().any(|offered| offered["name"] == port));
     }
-    let route = one("management/correlator.yaml", "Route", "seclog-agents");
+    let route = one("management/correlator.yaml", "Route", "seclog-agents")?;
     assert_eq!(route["spec"]["tls"]["termination"], "passthrough");
     assert_eq!(route["spec"]["to"]["name"], "seclog-agents");
     assert!(route["metadata"].get("labels").is_none(), "with HyperShift's label the default router ignores it");
 
-    let secret = one("hosted-cluster/audit-webhook.yaml", "Secret", "seclog-audit-webhook");
+    let secret = one("hosted-cluster/audit-webhook.yaml", "Secret", "seclog-audit-webhook")?;
     let kubeconfig: Value =
         serde_saphyr::from_str(secret["stringData"]["webhook-kubeconfig"].as_str().unwrap()).unwrap();
     assert_eq!(kubeconfig["clusters"][0]["cluster"]["server"], "https://audit-webhook/");
+    Ok(())
 }

@@ -13,9 +13,12 @@ fn is_probed(record: &NodeRecord) -> bool {
     record.container.as_ref().is_some_and(|container| container.pod_name == "probed")
 }
 
-/// Session roots outside the probed pod: first argv, entry, container, and what the members of the tree executed.
-fn roots(records: &[NodeRecord]) -> Vec<(String, String, String, Vec<String>)> {
-    let mut trees: BTreeMap<(u64, u32), (String, String, String, Vec<String>)> = BTreeMap::new();
+/// First argv, entry, container, and what the members of the tree executed.
+type Tree = (String, String, String, Vec<String>);
+
+/// Session roots outside the probed pod.
+fn roots(records: &[NodeRecord]) -> Vec<Tree> {
+    let mut trees: BTreeMap<(u64, u32), Tree> = BTreeMap::new();
     for record in records.iter().filter(|record| !is_probed(record)) {
         let (Some(Detail::ProcessStart(start)), Some(root)) = (&record.detail, &record.session_root) else { continue };
         let argv = start.argv.join(" ");
@@ -23,8 +26,9 @@ fn roots(records: &[NodeRecord]) -> Vec<(String, String, String, Vec<String>)> {
             let tree = (argv, root.entry.clone(), container_name(record).to_owned(), Vec::new());
             assert!(trees.insert((root.start_boottime_ns, root.pid), tree).is_none(), "one root, made once");
         } else {
-            let tree = trees.get_mut(&(root.start_boottime_ns, root.pid)).expect("a member after its root");
-            tree.3.push(argv);
+            let tree = trees.get_mut(&(root.start_boottime_ns, root.pid));
+            assert!(tree.is_some(), "a member after its root");
+            tree.into_iter().for_each(|tree| tree.3.push(argv.clone()));
         }
     }
     trees.into_values().collect()

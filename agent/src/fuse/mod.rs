@@ -14,14 +14,18 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::capture::{audit::AuditRecord, kernel::KernelVerdict};
 
-/// How long a verdict waits for its other half, and for the exec that follows it to be known: nanoseconds.
+/// How long a verdict waits for its other half at least, and for the exec that follows it to be known: nanoseconds.
 pub const HOLD_NS: u64 = 250_000_000;
+/// The longest it waits, however late audit is: nanoseconds.
+const LONGEST_HOLD_NS: u64 = 10_000_000_000;
+/// How many times the greatest delay between the halves of late it waits in addition.
+const DELAY_FACTOR: u64 = 4;
+/// The greatest delay of late counts half as much after so long: nanoseconds.
+const DELAY_HALF_LIFE_NS: u64 = 1_000_000_000;
 /// Verdicts that wait at once; beyond it the oldest go on early.
 const MOST_HELD: usize = 65_536;
 /// audit's clock is the kernel's coarse one: early by up to a tick, at most 10 ms (HZ=100).
 const TICK_NS: u64 = 10_000_000;
-/// How far apart two halves may be that were left over.
-const LEFT_OVER_NS: u64 = HOLD_NS;
 /// Both clocks are read by us at different moments, and NTP slews one of them.
 const CLOCK_SLACK_NS: u64 = 2_000_000;
 
@@ -42,13 +46,16 @@ pub struct Fuse {
     first: u64,
     /// Numbers of verdicts that wait for their other half, in order of arrival.
     waiting: HashMap<Key, VecDeque<u64>>,
+    /// The greatest time between the arrivals of two halves of late, and when that was.
+    delay_ns: u64,
+    delay_at_ns: u64,
 }
 
 #[derive(Debug)]
 struct Held {
     verdict: Verdict,
     key: Key,
-    until_ns: u64,
+    arrived_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +72,25 @@ impl Fuse {
         self.held.len()
     }
 
+    /// How long a verdict waits now. The halves of a burst lie further apart the longer kauditd's queue is full, and then
+    /// each waits longer for the other.
+    pub fn hold_ns(&self, now_ns: u64) -> u64 {
+        HOLD_NS + (self.delay_ns(now_ns) * DELAY_FACTOR).min(LONGEST_HOLD_NS - HOLD_NS)
+    }
+
+    fn delay_ns(&self, now_ns: u64) -> u64 {
+        let half_lives = now_ns.saturating_sub(self.delay_at_ns) / DELAY_HALF_LIFE_NS;
+        self.delay_ns.checked_shr(u32::try_from(half_lives).unwrap_or(u32::MAX)).unwrap_or(0)
+    }
+
+    fn saw_delay(&mut self, arrived_ns: u64, now_ns: u64) {
+        let delay_ns = now_ns.saturating_sub(arrived_ns);
+        if delay_ns >= self.delay_ns(now_ns) {
+            self.delay_ns = delay_ns;
+            self.delay_at_ns = now_ns;
+        }
+    }
+
     pub fn kernel(&mut self, verdict: KernelVerdict, now_ns: u64) {
         let key = Key { pid: verdict.task.pid, syscall: verdict.syscall, code: verdict.code };
         let time_boot_ns = verdict.time_boot_ns;
@@ -73,8 +99,10 @@ impl Fuse {
         });
         match partner {
             Some(held) => {
-                held.kernel = Some(verdict);
-                held.time_boot_ns = time_boot_ns;
+                held.verdict.kernel = Some(verdict);
+                held.verdict.time_boot_ns = time_boot_ns;
+                let arrived_ns = held.arrived_ns;
+                self.saw_delay(arrived_ns, now_ns);
             }
             None => self.hold(key, Verdict { kernel: Some(verdict), audit: None, time_boot_ns }, now_ns),
         }
@@ -87,13 +115,17 @@ impl Fuse {
             held.audit.is_none() && held.kernel.as_ref().is_some_and(|kernel| agree(kernel, &record, time_boot_ns))
         });
         match partner {
-            Some(held) => held.audit = Some(record),
+            Some(held) => {
+                held.verdict.audit = Some(record);
+                let arrived_ns = held.arrived_ns;
+                self.saw_delay(arrived_ns, now_ns);
+            }
             None => self.hold(key, Verdict { kernel: None, audit: Some(record), time_boot_ns }, now_ns),
         }
     }
 
     /// The first waiting verdict of this key that fits, no longer waiting.
-    fn take_partner(&mut self, key: Key, fits: impl Fn(&Verdict) -> bool) -> Option<&mut Verdict> {
+    fn take_partner(&mut self, key: Key, fits: impl Fn(&Verdict) -> bool) -> Option<&mut Held> {
         let waiting = self.waiting.get_mut(&key)?;
         let (held, first) = (&self.held, self.first);
         let position = waiting
@@ -103,19 +135,23 @@ impl Fuse {
         if waiting.is_empty() {
             self.waiting.remove(&key);
         }
-        self.held.get_mut((number - self.first) as usize).map(|held| &mut held.verdict)
+        self.held.get_mut((number - self.first) as usize)
     }
 
     fn hold(&mut self, key: Key, verdict: Verdict, now_ns: u64) {
         let number = self.first + self.held.len() as u64;
         self.waiting.entry(key).or_default().push_back(number);
-        self.held.push_back(Held { verdict, key, until_ns: now_ns + HOLD_NS });
+        self.held.push_back(Held { verdict, key, arrived_ns: now_ns });
     }
 
-    /// The next verdict that has waited long enough, in order of arrival.
-    pub fn next(&mut self, now_ns: u64) -> Option<Verdict> {
+    /// The next verdict that has waited long enough, in order of arrival. With `ending`, nothing waits any longer.
+    pub fn next(&mut self, now_ns: u64, ending: bool) -> Option<Verdict> {
+        let hold_ns = self.hold_ns(now_ns);
         loop {
-            let due = self.held.front().is_some_and(|held| held.until_ns <= now_ns || self.held.len() > MOST_HELD);
+            let due = self
+                .held
+                .front()
+                .is_some_and(|held| ending || held.arrived_ns + hold_ns <= now_ns || self.held.len() > MOST_HELD);
             if !due {
                 return None;
             }
@@ -132,17 +168,17 @@ impl Fuse {
                 // Its half went on with another.
                 (false, false) => continue,
                 (true, true) => {}
-                _ => self.complete_from_left_overs(key, &mut verdict),
+                _ => self.complete_from_left_overs(key, &mut verdict, hold_ns),
             }
             return Some(verdict);
         }
     }
 
     /// Takes the other half out of the first left-over verdict that fits; that one is empty then.
-    fn complete_from_left_overs(&mut self, key: Key, verdict: &mut Verdict) {
+    fn complete_from_left_overs(&mut self, key: Key, verdict: &mut Verdict, hold_ns: u64) {
         let alone = verdict.clone();
         let partner = self.take_partner(key, |other| {
-            let near = alone.time_boot_ns.abs_diff(other.time_boot_ns) <= LEFT_OVER_NS;
+            let near = alone.time_boot_ns.abs_diff(other.time_boot_ns) <= hold_ns;
             near && match (&alone.kernel, &alone.audit, &other.kernel, &other.audit) {
                 (Some(kernel), None, None, Some(audit)) | (None, Some(audit), Some(kernel), None) => {
                     same(kernel, audit)
@@ -151,12 +187,13 @@ impl Fuse {
             }
         });
         let Some(partner) = partner else { return };
-        match partner.kernel.take() {
+        let other = &mut partner.verdict;
+        match other.kernel.take() {
             Some(kernel) => {
                 verdict.kernel = Some(kernel);
-                verdict.time_boot_ns = partner.time_boot_ns;
+                verdict.time_boot_ns = other.time_boot_ns;
             }
-            None => verdict.audit = partner.audit.take(),
+            None => verdict.audit = other.audit.take(),
         }
     }
 }
@@ -202,7 +239,7 @@ mod tests {
     }
 
     fn drain(fuse: &mut Fuse) -> Vec<(bool, bool, u64)> {
-        std::iter::from_fn(|| fuse.next(u64::MAX))
+        std::iter::from_fn(|| fuse.next(900 * MS, true))
             .map(|verdict| (verdict.kernel.is_some(), verdict.audit.is_some(), verdict.time_boot_ns))
             .collect()
     }
@@ -215,9 +252,25 @@ mod tests {
         fuse.audit(record.clone(), at, 0);
         fuse.audit(AuditRecord { pid: 2, ..record }, at, 0);
         fuse.kernel(kernel(2, 9 * MS), 0);
-        assert!(fuse.next(HOLD_NS - 1).is_none());
+        assert!(fuse.next(HOLD_NS - 1, false).is_none());
         assert_eq!(drain(&mut fuse), [(true, true, 9 * MS), (true, true, 9 * MS)]);
         assert!(fuse.waiting.is_empty());
+    }
+
+    #[test]
+    fn the_longer_the_halves_lie_apart_of_late_the_longer_a_verdict_waits() {
+        let mut fuse = Fuse::default();
+        fuse.kernel(kernel(1, 100 * MS), 100 * MS);
+        let (record, at) = audit(1, 100 * MS);
+        fuse.audit(record, at, 250 * MS);
+        assert_eq!(fuse.hold_ns(250 * MS), HOLD_NS + 4 * 150 * MS);
+        assert_eq!(fuse.hold_ns(1250 * MS), HOLD_NS + 4 * 75 * MS);
+        assert_eq!(fuse.hold_ns(1 << 60), HOLD_NS);
+
+        fuse.kernel(kernel(1, 300 * MS), 300 * MS);
+        let (record, at) = audit(1, 900 * MS);
+        fuse.audit(record, at, 900 * MS);
+        assert_eq!(drain(&mut fuse), [(true, true, 100 * MS), (true, true, 300 * MS)]);
     }
 
     #[test]
@@ -249,7 +302,7 @@ mod tests {
             record.time.serial = serial as u64;
             fuse.audit(record, coarse, 0);
         }
-        let fused: Vec<_> = std::iter::from_fn(|| fuse.next(u64::MAX))
+        let fused: Vec<_> = std::iter::from_fn(|| fuse.next(900 * MS, true))
             .map(|verdict| {
                 (verdict.audit.map(|audit| audit.time.serial), verdict.kernel.map(|kernel| kernel.time_boot_ns))
             })

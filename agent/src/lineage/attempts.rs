@@ -11,9 +11,9 @@ use seclog_proto::v1::{NodeRecord, node_record::Detail};
 
 use super::processes::{ProcessKey, Processes};
 
-/// How long after an exec or exit an attempt of the ended image may still come, nanoseconds: the fuse's hold and the
-/// audit daemon thread's delay.
-const LATE_NS: u64 = crate::fuse::HOLD_NS + 50_000_000;
+/// How long after an exec or exit an attempt of the ended image may still come, beyond the fuse's hold: the delay of
+/// kauditd, nanoseconds.
+const LATE_NS: u64 = 50_000_000;
 /// After so long without exec or exit the outcome is called unknown: nanoseconds.
 const GIVE_UP_NS: u64 = 2_000_000_000;
 /// How often a waiting attempt is looked at again: nanoseconds.
@@ -68,10 +68,12 @@ impl Attempts {
     }
 
     /// Hands out the records whose outcome is known by now. With `ending`, all of them.
+    ///
+    /// `hold_ns` is how long the fuse keeps a verdict now.
     pub fn settle(
         &mut self,
         processes: &Processes,
-        now_ns: u64,
+        (now_ns, hold_ns): (u64, u64),
         ending: bool,
         out: &mut Vec<(ProcessKey, NodeRecord, Option<String>)>,
     ) {
@@ -80,8 +82,9 @@ impl Attempts {
         {
             self.looks.pop_front();
             let Some(attempts) = self.waiting.remove(&key) else { continue };
-            let outcomes: Vec<Outcome> =
-                (0..attempts.len()).map(|index| outcome(&attempts, index, processes, key, now_ns, ending)).collect();
+            let outcomes: Vec<Outcome> = (0..attempts.len())
+                .map(|index| outcome(&attempts, index, processes, key, (now_ns, hold_ns), ending))
+                .collect();
             let mut left = Vec::new();
             for (mut attempt, outcome) in attempts.into_iter().zip(outcomes) {
                 let Some(Detail::Verdict(verdict)) = &mut attempt.record.detail else { continue };
@@ -115,12 +118,12 @@ fn outcome(
     index: usize,
     processes: &Processes,
     key: ProcessKey,
-    now_ns: u64,
+    (now_ns, hold_ns): (u64, u64),
     ending: bool,
 ) -> Outcome {
     let attempt = &attempts[index];
     let Some(process) = processes.get(key) else { return Outcome::Unknown };
-    let may_come = |ended_ns: u64| !ending && ended_ns + LATE_NS > now_ns;
+    let may_come = |ended_ns: u64| !ending && ended_ns + hold_ns + LATE_NS > now_ns;
     let last = !attempts[index + 1..].iter().any(|later| later.generation == attempt.generation);
     match (process.image_after(attempt.generation), process.exited_boot_ns) {
         (Some(next), _) if may_come(next.since_boot_ns) => Outcome::NotYet,

@@ -76,6 +76,12 @@ pub enum QuietError {
     Unseen(io::Error),
     #[error("the audit rules are immutable (auditctl -e 2) until the next boot")]
     Immutable,
+    #[error(
+        "a former run's rule is still in place: the kernel makes no audit records of seccomp verdicts ({0}). It goes with \
+         `auditctl -d {command}`, or the next boot",
+        command = rule::AUDITCTL
+    )]
+    LeftBehind(AuditError),
     #[error("the rule was removed by someone else; it is not added again before a restart")]
     Removed,
     #[error("the hook's records are not being read")]
@@ -223,14 +229,16 @@ pub fn remove_left_behind(state: &Path) -> Result<(), QuietError> {
     match state.left()? {
         Left::Nothing => {}
         Left::Unreadable => tracing::warn!("quiet mode's state file is not of our making; no rule is deleted by it"),
-        Left::Rule { made_by_pid } => match AuditControl::open()?.delete(&Rule::ours()) {
-            Ok(()) => {
-                tracing::warn!(made_by_pid, "removed the audit rule that a killed agent's quiet mode left behind");
-                state.clear()?;
+        Left::Rule { made_by_pid } => {
+            match AuditControl::open().and_then(|mut control| control.delete(&Rule::ours())) {
+                Ok(()) => {
+                    tracing::warn!(made_by_pid, "removed the audit rule that a killed agent's quiet mode left behind");
+                    state.clear()?;
+                }
+                Err(AuditError::NoSuchRule(_)) => state.clear()?,
+                Err(error) => return Err(QuietError::LeftBehind(error)),
             }
-            Err(AuditError::NoSuchRule(_)) => state.clear()?,
-            Err(error) => return Err(error.into()),
-        },
+        }
     }
     Ok(())
 }

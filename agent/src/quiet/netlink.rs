@@ -88,6 +88,8 @@ pub struct Status {
     pub immutable: bool,
     /// Process that gets the records by unicast (auditd). 0: none.
     pub daemon_pid: u32,
+    /// Records of any type that the kernel could not hand on since boot.
+    pub lost: u32,
 }
 
 /// A socket for requests.
@@ -155,13 +157,15 @@ impl AuditControl {
         let mut status = None;
         self.ask(Request::Status, GET, &[], &mut |message| {
             if message.message_type == GET {
-                // mask, enabled, failure, pid, …
-                status = Some((word(message.payload, 4), word(message.payload, 12)));
+                // mask, enabled, failure, pid, rate_limit, backlog_limit, lost, …
+                status = Some((word(message.payload, 4), word(message.payload, 12), word(message.payload, 24)));
             }
             message.message_type == GET
         })?;
         match status {
-            Some((Some(enabled), Some(daemon_pid))) => Ok(Status { immutable: enabled == LOCKED, daemon_pid }),
+            Some((Some(enabled), Some(daemon_pid), Some(lost))) => {
+                Ok(Status { immutable: enabled == LOCKED, daemon_pid, lost })
+            }
             _ => Err(AuditError::Malformed(Request::Status)),
         }
     }

@@ -102,7 +102,7 @@ impl Supervisor {
 
 fn clean_up(state: PathBuf) {
     if let Err(error) = remove_left_behind(&state) {
-        tracing::warn!(%error, "whether a former run's quiet mode left its audit rule behind is not known");
+        tracing::warn!(%error, "what a former run's quiet mode left behind could not be cleared up");
     }
 }
 
@@ -121,7 +121,7 @@ impl Loop {
         let mut quiet = match QuietMode::enter(self.options.clone(), self.hook_attached) {
             Ok(quiet) => quiet,
             Err(error) => {
-                tracing::warn!(reason = %error, "quiet mode is not entered; audit records go on");
+                tracing::warn!(reason = %error, "quiet mode is not entered");
                 self.tell(capture::inactive(STATUS, error));
                 return false;
             }

@@ -38,6 +38,10 @@ struct State {
     watermark_unix_ns: u64,
     counters: Vec<(&'static str, u64)>,
     refused_total: u64,
+    acknowledged_total: u64,
+    /// Sequences behind which a watermark holds, oldest first.
+    marks: VecDeque<(u64, u64)>,
+    acknowledged_unix_ns: u64,
     closed: bool,
 }
 
@@ -78,6 +82,7 @@ impl Buffer {
             self.push_one(&mut state, record);
         }
         state.watermark_unix_ns = state.watermark_unix_ns.max(batch.watermark_unix_ns);
+        state.mark();
         if let Some(counters) = batch.counters {
             state.counters = counters;
         }
@@ -159,8 +164,10 @@ impl Buffer {
             && let Some((_, length)) = state.records.pop_front()
         {
             state.first += 1;
+            state.acknowledged_total += 1;
             state.bytes -= length;
         }
+        state.settle_marks();
         true
     }
 
@@ -196,13 +203,47 @@ impl Buffer {
         let state = self.state();
         let all_sent = sequence >= state.first + state.records.len() as u64;
         let mut counters = state.counters.clone();
-        counters.push(("uplink_refused", state.refused_total));
+        counters.extend([("uplink_refused", state.refused_total), ("uplink_acknowledged", state.acknowledged_total)]);
         (if all_sent { state.watermark_unix_ns } else { 0 }, counters)
+    }
+
+    /// Wall clock time up to which every record is with the correlator. 0: not known yet.
+    pub fn acknowledged_unix_ns(&self) -> u64 {
+        self.state().acknowledged_unix_ns
+    }
+
+    /// The buffer's own counters.
+    pub fn counters(&self) -> [(&'static str, u64); 2] {
+        let state = self.state();
+        [("uplink_refused", state.refused_total), ("uplink_acknowledged", state.acknowledged_total)]
     }
 
     /// Returns when something was pushed or the buffer was closed.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// The watermark holds once everything that is in the buffer now is acknowledged.
+    fn mark(&mut self) {
+        let last = self.first + self.records.len() as u64 - 1;
+        match self.marks.back_mut() {
+            Some((sequence, watermark)) if *sequence == last => *watermark = self.watermark_unix_ns,
+            _ => self.marks.push_back((last, self.watermark_unix_ns)),
+        }
+        self.settle_marks();
+    }
+
+    fn settle_marks(&mut self) {
+        while let Some((sequence, watermark)) = self.marks.front().copied()
+            && sequence < self.first
+        {
+            self.acknowledged_unix_ns = watermark;
+            self.marks.pop_front();
+        }
     }
 }
 
@@ -240,6 +281,21 @@ mod tests {
         assert!(buffer.acknowledge(2));
         assert!(buffer.acknowledge(1), "an old acknowledgement changes nothing");
         assert_eq!(buffer.oldest_sequence(), 3);
+    }
+
+    #[test]
+    fn a_watermark_is_acknowledged_with_the_last_record_before_it() {
+        let buffer = Buffer::new(1 << 20, "b".into());
+        push(&buffer, 0..3);
+        push(&buffer, 3..5);
+        assert!(buffer.acknowledge(2));
+        assert_eq!(buffer.acknowledged_unix_ns(), 0);
+        assert!(buffer.acknowledge(4));
+        assert_eq!(buffer.acknowledged_unix_ns(), 3);
+        assert!(buffer.acknowledge(5));
+        assert_eq!(buffer.acknowledged_unix_ns(), 5);
+        push(&buffer, 9..9);
+        assert_eq!(buffer.acknowledged_unix_ns(), 9, "with nothing to acknowledge it holds at once");
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 pub use buffer::Buffer;
 pub use stream::{Identity, StreamConfig, Tls};
 
-use crate::{check, container::Names};
+use crate::{absence::Keeper, check, container::Names, telemetry::Telemetry};
 
 /// What the pipeline hands over at once.
 #[derive(Debug, Default)]
@@ -55,13 +55,22 @@ pub async fn deliver(
     sink: Sink,
     identity: Identity,
     health: Health,
+    telemetry: Arc<Telemetry>,
+    mut keeper: Keeper,
 ) -> Result<(), UplinkError> {
     match sink {
         Sink::Stdout => {
+            let mut watermark = 0;
             while let Some(mut batch) = batches.recv().await {
                 name_containers(&mut names, &mut batch.records).await;
                 write_lines(&batch.records).map_err(UplinkError::Stdout)?;
+                watermark = batch.watermark_unix_ns.max(watermark);
+                keeper.note(watermark);
+                if let Some(counters) = batch.counters {
+                    telemetry.update(counters);
+                }
             }
+            keeper.stopped(watermark);
             Ok(())
         }
         Sink::Correlator(config) => {
@@ -69,13 +78,19 @@ pub async fn deliver(
             let stream = tokio::spawn(stream::run(*config, identity, health, Arc::clone(&buffer)));
             while let Some(mut batch) = batches.recv().await {
                 name_containers(&mut names, &mut batch.records).await;
+                if let Some(counters) = &batch.counters {
+                    telemetry.update([counters.as_slice(), &buffer.counters()].concat());
+                }
                 buffer.push(batch);
+                keeper.note(buffer.acknowledged_unix_ns());
             }
             buffer.close();
-            match stream.await {
+            let result = match stream.await {
                 Ok(result) => result,
                 Err(error) => Err(UplinkError::Configuration(format!("the uplink stopped: {error}"))),
-            }
+            };
+            keeper.stopped(buffer.acknowledged_unix_ns());
+            result
         }
     }
 }

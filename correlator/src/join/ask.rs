@@ -3,7 +3,6 @@
 
 use super::Config;
 use super::attempt::Attempt;
-use super::ids;
 use super::session::{Kind, Outcome};
 use crate::audit::{AccessKind, is_rsh};
 use std::collections::BTreeSet;
@@ -90,7 +89,7 @@ impl<'a> Ask<'a> {
 }
 
 /// Groups the requests of one pod, given in the order of [`crate::audit::Identity`] (time first).
-pub(super) fn fold<'a>(cluster: &str, attempts: impl Iterator<Item = &'a Attempt>) -> Vec<Ask<'a>> {
+pub(super) fn fold<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> Vec<Ask<'a>> {
     let mut asks: Vec<Ask<'a>> = Vec::new();
     for attempt in attempts {
         let received = attempt.identity.received;
@@ -101,8 +100,7 @@ pub(super) fn fold<'a>(cluster: &str, attempts: impl Iterator<Item = &'a Attempt
         } else if let Some(ask) = made_for(&mut asks, attempt) {
             ask.attaches.push(attempt);
         } else {
-            let id = ids::of_request(cluster, &attempt.identity);
-            asks.push(Ask { id, tries: vec![attempt], attaches: Vec::new() });
+            asks.push(Ask { id: attempt.id, tries: vec![attempt], attaches: Vec::new() });
         }
     }
     asks

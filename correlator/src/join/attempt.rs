@@ -6,9 +6,12 @@ use super::session::{Outcome, Request};
 use crate::audit::{Access, AccessEvent, AccessKind, Identity, Stage, User};
 use crate::timestamp::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
 
 #[derive(Debug)]
 pub(super) struct Attempt {
+    /// Of the session that it would be alone.
+    pub(super) id: Uuid,
     pub(super) identity: Identity,
     pub(super) user: User,
     pub(super) verb: String,
@@ -23,6 +26,8 @@ pub(super) struct Attempt {
     pub(super) disagreement: bool,
     /// The join's `now` when news of it last came. Only for deciding when to write.
     pub(super) arrived: u64,
+    /// How often something new was learnt of it.
+    pub(super) version: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +37,7 @@ struct StageFact {
 }
 
 impl Attempt {
-    pub(super) fn new(event: AccessEvent, route: Route, now: u64) -> Self {
+    pub(super) fn new(id: Uuid, event: AccessEvent, route: Route, now: u64) -> Self {
         let AccessEvent {
             identity,
             stage,
@@ -47,6 +52,7 @@ impl Attempt {
             failed_open,
         } = event;
         Self {
+            id,
             identity,
             user,
             verb,
@@ -59,12 +65,13 @@ impl Attempt {
             routes: BTreeSet::from([route]),
             disagreement: false,
             arrived: now,
+            version: 0,
         }
     }
 
     /// True where this told something new.
     pub(super) fn merge(&mut self, event: AccessEvent, route: Route, now: u64) -> bool {
-        let other = Self::new(event, route, now);
+        let other = Self::new(self.id, event, route, now);
         let Self { user, verb, access, stages, source_ips, user_agent, spo_uids, failed_open, routes, .. } = self;
         let before = (stages.len(), spo_uids.len(), failed_open.len(), routes.len(), self.disagreement);
         for (stage, fact) in other.stages {
@@ -106,6 +113,7 @@ impl Attempt {
         let news = before != after || richer.is_gt();
         if news {
             self.arrived = self.arrived.max(now);
+            self.version += 1;
         }
         news
     }

@@ -48,6 +48,8 @@ pub(super) struct Named {
 pub(super) struct Written {
     pub(super) session: Session,
     pub(super) at: u64,
+    /// [`Draft::signature`]; 0 for a withdrawn one.
+    signature: u64,
 }
 
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub struct Join {
     pub(super) requests: usize,
     pub(super) written: BTreeMap<Uuid, Written>,
     pub(super) uid_uses: BTreeMap<String, u32>,
+    /// Counts what was learnt about pods, losses and identifiers that are not unique.
+    pub(super) knowledge: u64,
     /// By node and container id.
     pub(super) containers: BTreeMap<(Arc<str>, String), Named>,
     pub(super) pods: Pods,
@@ -85,6 +89,7 @@ impl Join {
             requests: 0,
             written: BTreeMap::new(),
             uid_uses: BTreeMap::new(),
+            knowledge: 0,
             containers: BTreeMap::new(),
             pods: Pods::default(),
             losses: Losses::default(),
@@ -109,6 +114,7 @@ impl Join {
             Input::NodeCheck { node, status } => {
                 // Rare: checks that say nothing new are none.
                 if self.checks.add(&node, status) {
+                    self.knowledge += 1;
                     self.dirty.extend(self.scopes.keys().cloned());
                 }
             }
@@ -163,9 +169,11 @@ impl Join {
         };
         let mut record = record;
         self.name_container(node, &mut record);
-        let (mut root, old_scope) = match self.roots.remove(&key) {
+        let known = self.roots.remove(&key);
+        let id = known.as_ref().map_or_else(|| ids::of_root(&self.config.cluster, &key), |(root, _)| root.id);
+        let (mut root, old_scope) = match known {
             Some((root, scope)) => (root, Some(scope)),
-            None if self.gone.contains(&ids::of_root(&self.config.cluster, &key)) => {
+            None if self.gone.contains(&id) => {
                 self.counters.late += 1;
                 return;
             }
@@ -173,7 +181,7 @@ impl Join {
                 self.counters.refused_roots += 1;
                 return;
             }
-            None => (Root::new(key.clone()), None),
+            None => (Root::new(id, key.clone()), None),
         };
         root.add(record, &self.config, self.now);
         if root.retired {
@@ -270,7 +278,8 @@ impl Join {
             }
             None => {
                 self.requests += 1;
-                held.attempts.insert(event.identity.clone(), Attempt::new(event, route, self.now));
+                let id = ids::of_request(&self.config.cluster, &event.identity);
+                held.attempts.insert(event.identity.clone(), Attempt::new(id, event, route, self.now));
                 (None, uid)
             }
         };
@@ -288,6 +297,7 @@ impl Join {
         *uses += 1;
         if *uses == 2 {
             // Whoever had it alone has it no longer.
+            self.knowledge += 1;
             self.dirty.extend(self.scopes.keys().cloned());
         }
     }
@@ -305,6 +315,7 @@ impl Join {
     fn pod(&mut self, fact: PodFact) {
         let scope = Scope::Pod { namespace: fact.namespace.clone(), pod: fact.pod.clone() };
         if self.pods.add(fact, &self.config) && self.scopes.contains_key(&scope) {
+            self.knowledge += 1;
             self.dirty.insert(scope);
         }
     }
@@ -312,6 +323,7 @@ impl Join {
     fn loss(&mut self, loss: Loss) {
         // Rare; whom it touches is found out by looking.
         if self.losses.add(loss, &self.config) {
+            self.knowledge += 1;
             self.dirty.extend(self.scopes.keys().cloned());
         }
     }
@@ -337,7 +349,7 @@ impl Join {
 
     pub(super) fn stories(&self, scope: &Scope) -> Stories {
         let Some(held) = self.scopes.get(scope) else { return Stories::default() };
-        let asks = ask::fold(&self.config.cluster, held.attempts.values());
+        let asks = ask::fold(held.attempts.values());
         let roots: Vec<&Root> = held.roots.iter().filter_map(|key| self.roots.get(key)).map(|(root, _)| root).collect();
         let mains: Vec<&Root> = roots.iter().copied().filter(|root| root.entry.how == "start").collect();
         let roots: Vec<&Root> = roots.into_iter().filter(|root| !root.retired).collect();
@@ -347,26 +359,31 @@ impl Join {
             losses: &self.losses,
             checks: &self.checks,
             uid_uses: &self.uid_uses,
+            knowledge: self.knowledge,
         };
-        stories(&self.config.cluster, &asks, &roots, &mains, around)
+        let written = |id: &Uuid| self.written.get(id).map(|written| written.signature);
+        stories(&self.config.cluster, &asks, &roots, &mains, around, &written)
     }
 
     /// Writes what is new in a scope and may be said.
     fn evaluate(&mut self, scope: &Scope, all: bool) -> Vec<Session> {
-        let Stories { drafts, absorbed, probes, .. } = self.stories(scope);
+        let Stories { drafts, unchanged, absorbed, probes, .. } = self.stories(scope);
         let Some(held) = self.scopes.get_mut(scope) else { return Vec::new() };
         held.probes = probes;
         let mut due = u64::MAX;
         let mut out = Vec::new();
-        let mut told = BTreeSet::new();
-        for Draft { session, ready, silent } in drafts {
+        let mut told: BTreeSet<Uuid> = unchanged.into_iter().collect();
+        for Draft { session, ready, silent, signature } in drafts {
             told.insert(session.id);
-            let known = self.written.get(&session.id);
+            let known = self.written.get_mut(&session.id);
             if silent && known.is_none() {
                 continue;
             }
             let not_before = match known {
-                Some(known) if same(&known.session, &session) => continue,
+                Some(known) if same(&known.session, &session) => {
+                    known.signature = signature;
+                    continue;
+                }
                 Some(known) => known.at.saturating_add(self.config.revise_after_ns),
                 None => {
                     let nodes_past = ready.nodes_past.is_some_and(|until| self.watermarks.nodes_are_past(until));
@@ -376,7 +393,7 @@ impl Join {
             };
             if all || not_before <= self.now {
                 held.written.insert(session.id);
-                out.push(session);
+                out.push((session, signature));
             } else {
                 due = due.min(not_before);
             }
@@ -388,16 +405,21 @@ impl Join {
             session.state = State::Superseded;
             session.superseded_by = absorbed.get(id).copied();
             if !same(&known.session, &session) {
-                out.push(session);
+                out.push((session, 0));
             }
         }
         if due < u64::MAX {
             self.due.insert(scope.clone(), due);
         }
-        for session in &mut out {
-            session.revision = self.written.get(&session.id).map_or(0, |known| known.session.revision) + 1;
-            self.written.insert(session.id, Written { session: session.clone(), at: self.now });
-        }
+        let out: Vec<Session> = out
+            .into_iter()
+            .map(|(mut session, signature)| {
+                session.revision = self.written.get(&session.id).map_or(0, |known| known.session.revision) + 1;
+                let written = Written { session: session.clone(), at: self.now, signature };
+                self.written.insert(session.id, written);
+                session
+            })
+            .collect();
         self.counters.revisions += out.len() as u64;
         out
     }

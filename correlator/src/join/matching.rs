@@ -19,6 +19,8 @@ pub(super) struct Around<'a> {
     pub(super) checks: &'a Checks,
     /// In how many requests of the whole cluster each SPO identifier was recorded.
     pub(super) uid_uses: &'a BTreeMap<String, u32>,
+    /// Counts what was learnt about pods and losses.
+    pub(super) knowledge: u64,
 }
 
 /// Requests and roots that could belong to each other, by index; nothing in it fits anything outside of it.
@@ -56,12 +58,18 @@ pub(super) fn groups(asks: &[Ask<'_>], roots: &[&Root], around: Around<'_>) -> V
     }
 
     let mut groups = Vec::new();
+    let (mut of_ask, mut of_root) = (vec![0_u32; asks.len()], vec![0_u32; roots.len()]);
+    for (ask, root) in pairs.keys() {
+        of_ask[*ask] += 1;
+        of_root[*root] += 1;
+    }
+    let carriers = carriers(roots);
     let exact: Vec<((usize, usize), Vec<String>)> = pairs
         .iter()
+        .filter(|((ask, root), _)| of_ask[*ask] == 1 && of_root[*root] == 1)
         .filter_map(|(&(ask, root), fit)| {
-            let others = pairs.keys().filter(|pair| pair.0 == ask || pair.1 == root).count();
-            let why = exact_reasons(&asks[ask], roots[root], fit, roots, around)?;
-            (others == 1).then_some(((ask, root), why))
+            let why = exact_reasons(&asks[ask], roots[root], fit, &carriers, around)?;
+            Some(((ask, root), why))
         })
         .collect();
     for ((ask, root), why) in exact {
@@ -142,7 +150,13 @@ fn only_pair(pair: (usize, usize), fit: Fit, asks: &[Ask<'_>], roots: &[&Root], 
 }
 
 /// Everything that `exact` asks for, in words; `None` where one thing is missing.
-fn exact_reasons(ask: &Ask<'_>, root: &Root, fit: &Fit, roots: &[&Root], around: Around<'_>) -> Option<Vec<String>> {
+fn exact_reasons(
+    ask: &Ask<'_>,
+    root: &Root,
+    fit: &Fit,
+    carriers: &BTreeMap<&str, u32>,
+    around: Around<'_>,
+) -> Option<Vec<String>> {
     let uid = ask.lead().spo_uid()?;
     let once = around.uid_uses.get(uid) == Some(&1);
     if !once || root.entry.lineage != "observed" || !fit.whole || around.pods.contradicts(root).is_some() {
@@ -152,29 +166,50 @@ fn exact_reasons(ask: &Ask<'_>, root: &Root, fit: &Fit, roots: &[&Root], around:
     match &fit.argv {
         ArgvFit::Recorded { prefixed } => {
             let variable = format!("{SPO_UID}={uid}");
-            let carries =
-                |root: &&&Root| root.first_exec().is_some_and(|(_, first)| first.program.argv.contains(&variable));
-            if root.entry.how == "unknown" || roots.iter().filter(carries).count() != 1 {
+            if root.entry.how == "unknown" || carriers.get(variable.as_str()) != Some(&1) {
                 return None;
             }
             let place = if *prefixed { "behind env" } else { "in place of an argument that named it" };
             why.push(format!("the argv of this root's first execve, and of no other root's, carries it {place}"));
             why.push("without it argv is what was requested; container and time agree".to_owned());
         }
-        ArgvFit::MadeContainer { stored_uid: Some(stored) } if stored == uid => {
-            let container = root.container()?;
+        ArgvFit::MadeContainer { stored_uid } => {
+            let (container, (_, first)) = (root.container()?, root.first_exec()?);
             if root.entry.how != "start" || ask.lead().access.pod_uid.as_ref() != Some(&container.pod_uid) {
                 return None;
             }
-            why.push(
-                "the pod as the API server stored it has it in the environment of the container whose main process this \
-                 is; pod uid and container name agree"
-                    .to_owned(),
-            );
+            let variable = format!("{SPO_UID}={uid}");
+            let place = if first.program.environment.contains(&variable) {
+                "the environment of the container's main process has it"
+            } else if first.program.environment_searched.is_empty() && stored_uid.as_deref() == Some(uid) {
+                "the node did not search the environment, but the pod as the API server stored it has it in that of this \
+                 container"
+            } else {
+                return None;
+            };
+            why.push(format!("{place}; pod uid and container name agree"));
         }
         _ => return None,
     }
     Some(why)
+}
+
+/// In how many roots' first argv each argument that is SPO's variable stands.
+fn carriers<'a>(roots: &[&'a Root]) -> BTreeMap<&'a str, u32> {
+    let mut carriers = BTreeMap::new();
+    for (_, first) in roots.iter().filter_map(|root| root.first_exec()) {
+        let marked: BTreeSet<&str> = first
+            .program
+            .argv
+            .iter()
+            .map(String::as_str)
+            .filter(|argument| argument.strip_prefix(SPO_UID).is_some_and(|rest| rest.starts_with('=')))
+            .collect();
+        for argument in marked {
+            *carriers.entry(argument).or_default() += 1;
+        }
+    }
+    carriers
 }
 
 fn many(asks: usize, roots: usize) -> String {

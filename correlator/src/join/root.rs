@@ -7,6 +7,7 @@ use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{self, NodeRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use uuid::Uuid;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RootKey {
@@ -49,6 +50,8 @@ pub(super) struct Start {
 
 #[derive(Debug)]
 pub(super) struct Root {
+    /// Of the session that it would be alone.
+    pub(super) id: Uuid,
     pub(super) key: RootKey,
     pub(super) entry: Entry,
     /// By container id: descriptions of the same container, the best of each.
@@ -68,6 +71,8 @@ pub(super) struct Root {
     /// The join's `now` when the last, and the first, of it came.
     pub(super) arrived: u64,
     first_arrived: Option<u64>,
+    /// How many records it has had.
+    pub(super) version: u64,
     /// Its story is told or of no interest: only identity is kept, news are counted.
     pub(super) retired: bool,
 }
@@ -89,8 +94,9 @@ impl RootKey {
 }
 
 impl Root {
-    pub(super) fn new(key: RootKey) -> Self {
+    pub(super) fn new(id: Uuid, key: RootKey) -> Self {
         Self {
+            id,
             key,
             // Greater than any real one.
             entry: Entry {
@@ -111,6 +117,7 @@ impl Root {
             last_seen: 0,
             arrived: 0,
             first_arrived: None,
+            version: 0,
             retired: false,
         }
     }
@@ -121,6 +128,7 @@ impl Root {
         self.last_seen = self.last_seen.max(record.time_unix_ns);
         self.arrived = self.arrived.max(now);
         self.first_arrived.get_or_insert(now);
+        self.version += 1;
         if let Some(root) = record.session_root {
             let said = Entry { not_of_root: !is_root_exec, how: root.entry, rule: root.rule, lineage: root.lineage };
             if said < self.entry {
@@ -165,6 +173,7 @@ impl Root {
     }
 
     pub(super) fn add_container(&mut self, container: v1::Container, is_root_exec: bool, config: &Config) {
+        self.version += 1;
         let said = Container {
             not_named: container.pod_name.is_empty(),
             namespace: container.pod_namespace,

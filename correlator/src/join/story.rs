@@ -1,7 +1,6 @@
 //! Sessions from groups: what is said of each, and when it may be said.
 
 use super::ask::Ask;
-use super::ids;
 use super::matching::{Around, Bond, Group, groups};
 use super::root::{Root, RootKey};
 use super::session::{Candidate, Evidence, Kind, Outcome, Session, Side};
@@ -9,6 +8,7 @@ use super::telling::{Teller, is_open};
 use crate::audit::{AccessKind, Identity};
 use crate::timestamp::Timestamp;
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
 /// A session as it stands, and when it may be written.
@@ -18,6 +18,8 @@ pub(super) struct Draft {
     pub(super) ready: Ready,
     /// Only as a correction of what was already written.
     pub(super) silent: bool,
+    /// Of everything that it was told from: equal ones tell the same.
+    pub(super) signature: u64,
 }
 
 /// When a first revision may be written: at `at`, or as soon as the watermark of a side is past a time.
@@ -45,36 +47,65 @@ pub(super) struct Part {
 #[derive(Debug, Default)]
 pub(super) struct Stories {
     pub(super) drafts: Vec<Draft>,
+    /// Written sessions of which nothing has changed since.
+    pub(super) unchanged: Vec<Uuid>,
     /// Ids that are no session of their own (any more), and the session that tells their story.
     pub(super) absorbed: Vec<(Uuid, Uuid)>,
     pub(super) parts: Vec<Part>,
     pub(super) probes: u64,
 }
 
-/// `mains`: main processes of the pod's containers, for the sessions that attach to them.
+/// `mains`: main processes of the pod's containers, for the sessions that attach to them. `written`: the signature with
+/// which a session was last written; what would be told with the same one again is left out.
 pub(super) fn stories(
     cluster: &str,
     asks: &[Ask<'_>],
     roots: &[&Root],
     mains: &[&Root],
     around: Around<'_>,
+    written: &dyn Fn(&Uuid) -> Option<u64>,
 ) -> Stories {
     let mut stories = Stories::default();
     for ask in asks {
         let others = ask.tries.iter().skip(1).chain(&ask.attaches);
-        stories.absorbed.extend(others.map(|attempt| (ids::of_request(cluster, &attempt.identity), ask.id)));
+        stories.absorbed.extend(others.map(|attempt| (attempt.id, ask.id)));
     }
     let teller = Teller { cluster, asks, roots, mains, around };
     for group in groups(asks, roots, around) {
         let before = stories.drafts.len();
         let (mut workload, mut probe) = (false, false);
+        let signature = teller.signature(&group);
+        let ids = teller.ids(&group);
+        if ids.iter().all(|id| written(id) == Some(signature)) {
+            if let (Bond::Exact { .. } | Bond::Unique { .. }, [ask], [root]) =
+                (&group.bond, group.asks.as_slice(), group.roots.as_slice())
+            {
+                stories.absorbed.push((roots[*root].id, asks[*ask].id));
+            }
+            if let (Bond::Alone, [root]) = (&group.bond, group.roots.as_slice()) {
+                probe = around.pods.is_probe(roots[*root]);
+                stories.probes += u64::from(probe);
+            }
+            stories.unchanged.extend(&ids);
+            stories.parts.push(Part { sessions: ids, workload, probe, ..teller.part(&group) });
+            continue;
+        }
+        if let (Bond::Alone, [root]) = (&group.bond, group.roots.as_slice())
+            && around.pods.is_probe(roots[*root])
+            && written(&ids[0]).is_none()
+        {
+            // Nothing is ever written of most probes.
+            stories.probes += 1;
+            stories.parts.push(Part { probe: true, ..teller.part(&group) });
+            continue;
+        }
         match &group.bond {
             Bond::Exact { fit, why } | Bond::Unique { fit, why } => {
                 let evidence =
                     if matches!(group.bond, Bond::Exact { .. }) { Evidence::Exact } else { Evidence::Unique };
                 let (ask, root) = (&asks[group.asks[0]], roots[group.roots[0]]);
                 let told = teller.asked(ask, Some((root, &fit.argv)), evidence, why.clone(), Vec::new());
-                stories.absorbed.push((ids::of_root(cluster, &root.key), ask.id));
+                stories.absorbed.push((root.id, ask.id));
                 stories.drafts.push(told);
             }
             Bond::Ambiguous { pairs, why } => teller.ambiguous(&group, pairs, why, &mut stories.drafts),
@@ -91,6 +122,9 @@ pub(super) fn stories(
             },
         }
         let sessions = stories.drafts[before..].iter().map(|draft| draft.session.id).collect();
+        for draft in &mut stories.drafts[before..] {
+            draft.signature = signature;
+        }
         let part = Part { sessions, workload, probe, ..teller.part(&group) };
         stories.parts.push(part);
     }
@@ -132,7 +166,7 @@ impl Teller<'_> {
 
     fn root_candidate(&self, root: &Root) -> Candidate {
         Candidate {
-            session: ids::of_root(self.cluster, &root.key),
+            session: root.id,
             side: Side::Root,
             time: Timestamp(root.entered()),
             who: format!("{} pid {}", root.key.node, root.key.pid),
@@ -209,6 +243,42 @@ impl Teller<'_> {
             audit_past: Some(entered.saturating_add(self.around.config.skew_ns)),
         };
         Some(draft)
+    }
+
+    /// The sessions that tell of a group.
+    fn ids(&self, group: &Group) -> Vec<Uuid> {
+        let of_roots: &[usize] = match group.bond {
+            Bond::Exact { .. } | Bond::Unique { .. } => &[],
+            Bond::Ambiguous { .. } | Bond::Alone => &group.roots,
+        };
+        let asks = group.asks.iter().map(|at| self.asks[*at].id);
+        asks.chain(of_roots.iter().map(|at| self.roots[*at].id)).collect()
+    }
+
+    fn signature(&self, group: &Group) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for ask in group.asks.iter().map(|at| &self.asks[*at]) {
+            for attempt in ask.tries.iter().chain(&ask.attaches) {
+                (&attempt.identity, attempt.version).hash(&mut hasher);
+            }
+            if !ask.lead().expects_root() {
+                // An attach names one of them, and it may exit.
+                for main in self.mains {
+                    (&main.key, main.exit, main.container().map(|container| &container.name)).hash(&mut hasher);
+                }
+            }
+        }
+        for root in group.roots.iter().map(|at| self.roots[*at]) {
+            (&root.key, root.version).hash(&mut hasher);
+        }
+        let bond = match group.bond {
+            Bond::Exact { .. } => 0,
+            Bond::Unique { .. } => 1,
+            Bond::Ambiguous { .. } => 2,
+            Bond::Alone => 3,
+        };
+        (bond, self.around.knowledge).hash(&mut hasher);
+        hasher.finish()
     }
 
     fn part(&self, group: &Group) -> Part {

@@ -2,7 +2,6 @@
 
 use super::ask::Ask;
 use super::fit::ArgvFit;
-use super::ids;
 use super::knowledge::Losses;
 use super::matching::Around;
 use super::root::Root;
@@ -123,7 +122,7 @@ impl Teller<'_> {
         session.attesters = routes.into_iter().chain(session.attesters).collect();
         let arrived = ask.tries.iter().chain(&ask.attaches).map(|attempt| attempt.arrived).max().unwrap_or_default();
         let arrived = root.map_or(arrived, |(root, _)| root.first_arrival().max(arrived));
-        Draft { session, ready: self.soon(arrived), silent: false }
+        Draft { session, ready: self.soon(arrived), silent: false, signature: 0 }
     }
 
     fn findings_of_request(&self, ask: &Ask<'_>, session: &mut Session) {
@@ -142,7 +141,7 @@ impl Teller<'_> {
     pub(super) fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Draft {
         let container = root.container().cloned().unwrap_or_default();
         let mut session = Session {
-            id: ids::of_root(self.cluster, &root.key),
+            id: root.id,
             revision: 0,
             kind: Kind::NodeEntry,
             evidence,
@@ -177,7 +176,7 @@ impl Teller<'_> {
         self.add_root(root, None, &mut session);
         session.claims = claims(&session, None);
         session.coverage = self.coverage(&session.place, root.last_seen);
-        Draft { session, ready: self.soon(root.arrived), silent: false }
+        Draft { session, ready: self.soon(root.arrived), silent: false, signature: 0 }
     }
 
     fn add_root(&self, root: &Root, closed_at: Option<u64>, session: &mut Session) {

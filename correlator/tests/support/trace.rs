@@ -28,6 +28,8 @@ struct Event {
     #[serde(default)]
     argv: Vec<String>,
     #[serde(default)]
+    env_ids: Vec<String>,
+    #[serde(default)]
     exit_code: i32,
 }
 
@@ -98,6 +100,8 @@ pub(crate) fn node_records() -> Vec<NodeRecord> {
                 filename: event.filename.clone(),
                 argv: event.argv.clone(),
                 is_session_root: is_root,
+                environment: if is_root { event.env_ids.clone() } else { Vec::new() },
+                environment_searched: if is_root { "whole" } else { "" }.to_owned(),
                 ..Default::default()
             }));
         } else if event.r#type == "exit" {

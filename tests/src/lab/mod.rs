@@ -10,6 +10,7 @@
 //!     initramfs    what boots in it; cpio its format
 //!   seccomp      a filter that logs; audit_socket who hears it; audit_record what it says;
 //!   agreement    whether the agent says the same
+//!   quiet        quiet mode's rule, and what was there before
 //! ```
 
 pub mod agreement;
@@ -28,6 +29,7 @@ pub mod pki;
 pub mod places;
 pub mod process;
 pub mod programs;
+pub mod quiet;
 pub mod seccomp;
 mod skip;
 pub mod stream;

@@ -5,6 +5,7 @@
 
 mod agent_run;
 mod machine;
+mod quiet;
 
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,9 @@ fn work() -> Result<()> {
         for (name, result) in agent_run::agent_agrees_with_audit(hook, &cgroup) {
             check(&format!("{hook}/{name}"), result);
         }
+    }
+    for (name, result) in quiet::quiet_mode(&cgroup) {
+        check(&format!("quiet/{name}"), result);
     }
     Ok(())
 }
