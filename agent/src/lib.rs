@@ -5,6 +5,7 @@
 pub mod abi_names;
 pub mod absence;
 pub mod capture;
+pub mod check;
 pub mod clock;
 pub mod container;
 pub mod drive;

@@ -7,6 +7,7 @@ use seclog_agent::{
     quiet,
     run::{self, RunArgs},
 };
+use seclog_dropin::check::{self, CheckArgs};
 use tracing_subscriber::EnvFilter;
 
 /// Sees what runs in the containers of this node, and which remote session it belongs to.
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Capture, and send or print node records until stopped.
     Run(Box<RunArgs>),
+    /// Judge whether this node logs what happens in containers.
+    Check(CheckArgs),
     /// Started by `run` itself: removes quiet mode's audit rule when the agent is killed.
     #[command(name = quiet::guard::SUBCOMMAND, hide = true)]
     QuietGuard,
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
     let args = match cli.command {
         Command::Run(args) => args,
+        Command::Check(args) => return check::check(&args),
         Command::QuietGuard => return quiet::guard::run(),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

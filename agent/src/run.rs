@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     absence::Keeper,
     capture::{self, audit, kernel},
+    check::{self, CheckOptions},
     clock,
     container::{Cgroups, CriClient, Names},
     drive::{self, Sources},
@@ -31,7 +32,7 @@ use crate::{
     quiet,
     record::Origins,
     telemetry::{self, Telemetry},
-    uplink::{self, Identity, Sink, StreamConfig, Tls, UplinkError},
+    uplink::{self, Health, Identity, Sink, StreamConfig, Tls, UplinkError},
 };
 
 /// Batches between the pipeline's thread and the uplink.
@@ -95,6 +96,8 @@ pub struct RunArgs {
     buffer_bytes: usize,
     #[command(flatten)]
     quiet: quiet::QuietArgs,
+    #[command(flatten)]
+    check: CheckOptions,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -158,13 +161,15 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let hooks = watch::Sender::new(hooks);
     let quiet = quiet::Supervisor::start(&args.quiet, alive, hooks.clone());
 
-    let telemetry = Arc::new(Telemetry::new(hooks.subscribe()));
+    let check = check::start(args.check.clone(), args.cri_socket.clone(), hooks.subscribe(), identity.node.clone());
+    let telemetry = Arc::new(Telemetry::new(hooks.subscribe(), check.clone()));
     if let Some(address) = args.metrics_listen {
         telemetry::serve(address, Arc::clone(&telemetry))
             .await
             .map_err(|error| RunError::Usage(format!("--metrics-listen {address}: {error}")))?;
     }
-    let delivery = uplink::deliver(batches, names, sink, identity, hooks.subscribe(), telemetry, keeper);
+    let health = Health { hooks: hooks.subscribe(), check };
+    let delivery = uplink::deliver(batches, names, sink, identity, health, telemetry, keeper);
     tokio::pin!(delivery);
     let early = tokio::select! {
         result = &mut delivery => Some(result),

@@ -20,7 +20,7 @@ use axum::{
 use seclog_proto::v1::HookStatus;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::clock;
+use crate::{check, clock};
 
 /// The pipeline accounts once a second; silence for so long means that it hangs: nanoseconds.
 const HANGING_NS: u64 = 30_000_000_000;
@@ -70,13 +70,14 @@ pub struct Telemetry {
     counters: Mutex<Vec<(&'static str, u64)>>,
     beat_boot_ns: AtomicU64,
     hooks: watch::Receiver<Vec<HookStatus>>,
+    check: check::Status,
 }
 
 // === impl Telemetry ===
 
 impl Telemetry {
-    pub fn new(hooks: watch::Receiver<Vec<HookStatus>>) -> Self {
-        Self { counters: Mutex::default(), beat_boot_ns: AtomicU64::new(clock::boot_ns()), hooks }
+    pub fn new(hooks: watch::Receiver<Vec<HookStatus>>, check: check::Status) -> Self {
+        Self { counters: Mutex::default(), beat_boot_ns: AtomicU64::new(clock::boot_ns()), hooks, check }
     }
 
     /// Takes the counters of the last accounting.
@@ -111,6 +112,10 @@ impl Telemetry {
                 "# HELP seclog_agent_{name}{suffix} {help}\n# TYPE seclog_agent_{name}{suffix} {kind}\n\
                  seclog_agent_{name}{suffix} {value}"
             );
+        }
+        // What the last check of the node's configuration found; docs/check.md.
+        for (name, value) in check::counters(&self.check) {
+            let _ = writeln!(text, "# TYPE seclog_agent_{name} gauge\nseclog_agent_{name} {value}");
         }
         text
     }
@@ -159,7 +164,7 @@ mod tests {
     #[test]
     fn metrics_have_help_and_no_reason_breaks_out_of_its_label() {
         let hooks = vec![active("audit/netlink", "x"), inactive("verdict/fentry", "said \"no\"\n\x1b[0m")];
-        let telemetry = Telemetry::new(watch::Sender::new(hooks).subscribe());
+        let telemetry = Telemetry::new(watch::Sender::new(hooks).subscribe(), watch::Sender::new(None).subscribe());
         telemetry.update(vec![("fused", 7), ("processes", 3)]);
         let text = telemetry.render();
         assert!(

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use seclog_correlator::replay::{ReplayArgs, replay};
 use seclog_correlator::serve::{ServeArgs, serve};
+use seclog_dropin::render::{RenderArgs, render};
 use std::error::Error;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Command {
     Serve(ServeArgs),
     /// Joins recorded files, and writes their sessions.
     Replay(ReplayArgs),
+    /// Writes the configuration of nodes, hosted cluster and audit webhook.
+    Render(RenderArgs),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result: Result<bool, Box<dyn Error>> = match &cli.command {
         Command::Serve(args) => serve(args).map_err(Into::into),
         Command::Replay(args) => replay(args).map_err(Into::into),
+        Command::Render(args) => return render(args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

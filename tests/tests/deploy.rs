@@ -70,6 +70,24 @@ fn the_agent_is_admitted_and_sees_the_host() -> Result<()> {
 }
 
 #[test]
+fn the_agent_checks_the_hosts_files_and_may_only_create_events() -> Result<()> {
+    let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")?;
+    let pod = &daemonset["spec"]["template"]["spec"];
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    assert!(list(&pod["containers"][0]["args"]).contains(&json!("--check-root=/host")));
+    let mounts = list(&pod["containers"][0]["volumeMounts"]);
+    let mount = mounts.iter().find(|mount| mount["mountPath"] == "/host").context("the host is not mounted")?;
+    assert_eq!(mount["readOnly"], true);
+    let volumes = list(&pod["volumes"]);
+    assert!(volumes.iter().any(|volume| volume["name"] == mount["name"] && volume["hostPath"]["path"] == "/"));
+    let role = one("guest/daemonset.yaml", "Role", "seclog-agent-events")?;
+    assert_eq!(role["rules"], json!([{ "apiGroups": [""], "resources": ["events"], "verbs": ["create"] }]));
+    let binding = one("guest/daemonset.yaml", "RoleBinding", "seclog-agent-events")?;
+    assert_eq!(binding["subjects"][0]["name"], pod["serviceAccountName"]);
+    Ok(())
+}
+
+#[test]
 fn the_agent_has_the_capabilities_it_needs_and_no_others() -> Result<()> {
     let daemonset = one("guest/daemonset.yaml", "DaemonSet", "seclog-agent")?;
     let container = &daemonset["spec"]["template"]["spec"]["containers"][0];

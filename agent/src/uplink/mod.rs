@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 pub use buffer::Buffer;
 pub use stream::{Identity, StreamConfig, Tls};
 
-use crate::{absence::Keeper, container::Names, telemetry::Telemetry};
+use crate::{absence::Keeper, check, container::Names, telemetry::Telemetry};
 
 /// What the pipeline hands over at once.
 #[derive(Debug, Default)]
@@ -31,6 +31,15 @@ pub enum Sink {
     Correlator(Box<StreamConfig>),
 }
 
+/// What the agent says of its node besides records.
+#[derive(Debug)]
+pub struct Health {
+    /// Changes while the agent runs.
+    pub hooks: watch::Receiver<Vec<HookStatus>>,
+    /// The last check of the node's configuration.
+    pub check: check::Status,
+}
+
 #[derive(Debug, Error)]
 pub enum UplinkError {
     #[error("standard output cannot be written: {0}")]
@@ -45,7 +54,7 @@ pub async fn deliver(
     mut names: Names,
     sink: Sink,
     identity: Identity,
-    hooks: watch::Receiver<Vec<HookStatus>>,
+    health: Health,
     telemetry: Arc<Telemetry>,
     mut keeper: Keeper,
 ) -> Result<(), UplinkError> {
@@ -66,7 +75,7 @@ pub async fn deliver(
         }
         Sink::Correlator(config) => {
             let buffer = Arc::new(Buffer::new(config.buffer_bytes, identity.boot_id.clone()));
-            let stream = tokio::spawn(stream::run(*config, identity, hooks, Arc::clone(&buffer)));
+            let stream = tokio::spawn(stream::run(*config, identity, health, Arc::clone(&buffer)));
             while let Some(mut batch) = batches.recv().await {
                 name_containers(&mut names, &mut batch.records).await;
                 if let Some(counters) = &batch.counters {

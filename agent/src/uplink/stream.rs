@@ -10,11 +10,11 @@ use std::{
 };
 
 use seclog_proto::v1::{
-    AgentMessage, Batch as WireBatch, CorrelatorMessage, Heartbeat, Hello, HookStatus, agent_message,
-    correlator_message, node_stream_client::NodeStreamClient,
+    AgentMessage, Batch as WireBatch, CorrelatorMessage, Heartbeat, Hello, agent_message, correlator_message,
+    node_stream_client::NodeStreamClient,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,8 +23,8 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
 };
 
-use super::{Buffer, UplinkError};
-use crate::clock;
+use super::{Buffer, Health, UplinkError};
+use crate::{check, clock};
 
 /// Records and bytes of one batch.
 const BATCH_RECORDS: usize = 1000;
@@ -105,7 +105,7 @@ impl StreamConfig {
 pub(super) async fn run(
     config: StreamConfig,
     identity: Identity,
-    hooks: watch::Receiver<Vec<HookStatus>>,
+    health: Health,
     buffer: Arc<Buffer>,
 ) -> Result<(), UplinkError> {
     let channel = config.endpoint()?.connect_lazy();
@@ -113,7 +113,7 @@ pub(super) async fn run(
     let mut give_up = None;
     loop {
         let started = Instant::now();
-        match connect_once(channel.clone(), &identity, &hooks, &buffer).await {
+        match connect_once(channel.clone(), &identity, &health, &buffer).await {
             Ended::Done => return Ok(()),
             Ended::Broken(reason) => {
                 tracing::warn!(url = config.url, reason, "no stream to the correlator; trying again")
@@ -143,12 +143,7 @@ fn with_jitter(wait: Duration) -> Duration {
     wait / 2 + wait.mul_f64((random % 1000) as f64 / 2000.0)
 }
 
-async fn connect_once(
-    channel: Channel,
-    identity: &Identity,
-    hooks: &watch::Receiver<Vec<HookStatus>>,
-    buffer: &Buffer,
-) -> Ended {
+async fn connect_once(channel: Channel, identity: &Identity, health: &Health, buffer: &Buffer) -> Ended {
     // Few messages in flight: the transport's own window is what limits.
     let (sender, receiver) = mpsc::channel(4);
     let hello = Hello {
@@ -158,7 +153,7 @@ async fn connect_once(
         agent_version: env!("CARGO_PKG_VERSION").into(),
         epoch: buffer.epoch,
         oldest_sequence: buffer.oldest_sequence(),
-        hooks: hooks.borrow().clone(),
+        hooks: health.hooks.borrow().clone(),
     };
     if sender.send(message(agent_message::Message::Hello(hello))).await.is_err() {
         return Ended::Broken("the stream closed at once".into());
@@ -177,18 +172,21 @@ async fn connect_once(
     };
     buffer.acknowledge(welcome.acknowledged_sequence);
     tracing::info!(acknowledged = welcome.acknowledged_sequence, "streaming to the correlator");
-    exchange(&sender, &mut answers, hooks, buffer).await
+    exchange(&sender, &mut answers, health, buffer).await
 }
 
 async fn exchange(
     sender: &mpsc::Sender<AgentMessage>,
     answers: &mut Streaming<CorrelatorMessage>,
-    hooks: &watch::Receiver<Vec<HookStatus>>,
+    health: &Health,
     buffer: &Buffer,
 ) -> Ended {
     let mut next = buffer.oldest_sequence();
     let mut heartbeat = interval(HEARTBEAT);
     let mut drain_until = None;
+    // A new stream begins with the last result; after that, results go when they come.
+    let mut check = health.check.clone();
+    check.mark_changed();
     let closed = || Ended::Broken("the stream closed".into());
     loop {
         while let Some(part) = buffer.part(next, BATCH_RECORDS, BATCH_BYTES) {
@@ -223,11 +221,13 @@ async fn exchange(
             () = buffer.changed() => {}
             _ = heartbeat.tick() => {
                 let (watermark_unix_ns, counters) = buffer.idle(next);
+                let counters = counters.into_iter().chain(check::counters(&health.check));
                 let beat = Heartbeat {
                     watermark_unix_ns,
                     sent_unix_ns: clock::unix_ns(),
-                    hooks: hooks.borrow().clone(),
+                    hooks: health.hooks.borrow().clone(),
                     counters: counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>(),
+                    check: check.has_changed().is_ok_and(|new| new).then(|| check.borrow_and_update().clone()).flatten(),
                 };
                 if sender.send(message(agent_message::Message::Heartbeat(beat))).await.is_err() {
                     return closed();

@@ -17,7 +17,8 @@ use seclog_proto::v1::correlator_message::Message as ToAgent;
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::node_stream_server::{NodeStream, NodeStreamServer};
 use seclog_proto::v1::{
-    Ack, AgentMessage, Batch, CorrelatorMessage, Heartbeat, Hello, HookStatus, Loss, NodeRecord, Welcome,
+    Ack, AgentMessage, Batch, CheckFinding, CheckStatus, CorrelatorMessage, Heartbeat, Hello, HookStatus, Loss,
+    NodeRecord, Welcome,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -403,8 +404,12 @@ impl Stream<'_> {
         heartbeat: Heartbeat,
         position: &tokio::sync::Mutex<Position>,
     ) -> Result<(), Status> {
-        let Heartbeat { watermark_unix_ns, sent_unix_ns, hooks: _, counters: _ } = heartbeat;
+        let Heartbeat { watermark_unix_ns, sent_unix_ns, hooks: _, counters: _, check } = heartbeat;
         tracing::debug!(%node, sent_unix_ns, watermark_unix_ns, "heartbeat");
+        if let Some(status) = check {
+            log_check(node, &status);
+            self.put(vec![Input::NodeCheck { node: Arc::clone(node), status }]).await?;
+        }
         let mut position = position.lock().await;
         self.watermark(node, watermark_unix_ns, &mut position).await
     }
@@ -425,6 +430,15 @@ impl Stream<'_> {
 fn log_hooks(node: &str, hooks: &[HookStatus]) {
     for hook in hooks.iter().filter(|hook| !hook.active).take(16) {
         tracing::info!(node, hook = shown(&hook.name), "not active on the node: {}", shown(&hook.reason));
+    }
+}
+
+fn log_check(node: &str, status: &CheckStatus) {
+    let CheckStatus { checked_unix_ns: _, verdict, findings, namespaces: _ } = status;
+    tracing::info!(node, verdict = shown(verdict), findings = findings.len(), "the node checked its configuration");
+    for finding in findings.iter().filter(|f| matches!(f.severity.as_str(), "error" | "warning")).take(16) {
+        let CheckFinding { code, severity, what, place } = finding;
+        tracing::warn!(node, code = shown(code), severity, place = shown(place), "{}", shown(what));
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes into the join.
 
 use crate::audit::{AccessEvent, PodFact};
-use seclog_proto::v1::NodeRecord;
+use seclog_proto::v1::{CheckStatus, NodeRecord};
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,6 +20,11 @@ pub enum Input {
         event: Box<AccessEvent>,
     },
     Pod(PodFact),
+    /// A node's check of its own configuration.
+    NodeCheck {
+        node: Arc<str>,
+        status: CheckStatus,
+    },
     /// Audit events of that time may be missing.
     AuditLoss {
         source: String,

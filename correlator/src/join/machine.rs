@@ -1,6 +1,7 @@
 //! The state, and what each input does to it.
 
 use super::attempt::Attempt;
+use super::checks::Checks;
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
 use super::matching::Around;
 use super::release::Gone;
@@ -66,6 +67,7 @@ pub struct Join {
     pub(super) containers: BTreeMap<(Arc<str>, String), Named>,
     pub(super) pods: Pods,
     pub(super) losses: Losses,
+    pub(super) checks: Checks,
     pub(super) watermarks: Watermarks,
     pub(super) dirty: BTreeSet<Scope>,
     /// Scopes with something to write that is not settled, and when to look again.
@@ -91,6 +93,7 @@ impl Join {
             containers: BTreeMap::new(),
             pods: Pods::default(),
             losses: Losses::default(),
+            checks: Checks::default(),
             watermarks: Watermarks::default(),
             dirty: BTreeSet::new(),
             due: BTreeMap::new(),
@@ -108,6 +111,13 @@ impl Join {
             Input::Node { node, record } => self.node_record(&node, record),
             Input::Audit { route, event } => self.audit_event(route, *event),
             Input::Pod(fact) => self.pod(fact),
+            Input::NodeCheck { node, status } => {
+                // Rare: checks that say nothing new are none.
+                if self.checks.add(&node, status) {
+                    self.knowledge += 1;
+                    self.dirty.extend(self.scopes.keys().cloned());
+                }
+            }
             Input::AuditLoss { source, reason, from, until, count } => {
                 let (from, until) = (Timestamp(from), Timestamp(until));
                 let note = LossNote { stream: "audit".to_owned(), source, reason, from, until, count };
@@ -347,6 +357,7 @@ impl Join {
             config: &self.config,
             pods: &self.pods,
             losses: &self.losses,
+            checks: &self.checks,
             uid_uses: &self.uid_uses,
             knowledge: self.knowledge,
         };

@@ -3,6 +3,7 @@
 
 use super::Config;
 use super::ask::Ask;
+use super::checks::Checks;
 use super::fit::{ArgvFit, Fit, fit};
 use super::knowledge::{Losses, Pods};
 use super::root::Root;
@@ -15,6 +16,7 @@ pub(super) struct Around<'a> {
     pub(super) config: &'a Config,
     pub(super) pods: &'a Pods,
     pub(super) losses: &'a Losses,
+    pub(super) checks: &'a Checks,
     /// In how many requests of the whole cluster each SPO identifier was recorded.
     pub(super) uid_uses: &'a BTreeMap<String, u32>,
     /// Counts what was learnt about pods and losses.

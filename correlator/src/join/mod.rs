@@ -9,6 +9,7 @@
 
 mod ask;
 mod attempt;
+mod checks;
 mod config;
 mod fit;
 mod ids;

@@ -55,6 +55,9 @@ pub struct Session {
     /// Declared losses that touch the session's time.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub losses: Vec<LossNote>,
+    /// Why verdicts may be missing that ought to be there: what the node's check of its own configuration found.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub coverage: Vec<String>,
     /// Which streams speak for it: `audit/<route>`, `node/<name>`.
     pub attesters: Vec<String>,
 }

@@ -93,6 +93,7 @@ impl Teller<'_> {
             verdicts: Vec::new(),
             candidates,
             losses: Vec::new(),
+            coverage: Vec::new(),
             attesters: Vec::new(),
         };
         self.findings_of_request(ask, &mut session);
@@ -110,6 +111,7 @@ impl Teller<'_> {
         session.claims = claims(&session, lead.spo_uid());
         let node = root.map(|(root, _)| &*root.key.node);
         session.losses = losses(self.around.losses, node, from, last);
+        session.coverage = self.coverage(&session.place, last);
         let routes: BTreeSet<String> = ask
             .tries
             .iter()
@@ -168,10 +170,12 @@ impl Teller<'_> {
             verdicts: Vec::new(),
             candidates: Vec::new(),
             losses: losses(self.around.losses, Some(&root.key.node), root.entered(), root.last_seen),
+            coverage: Vec::new(),
             attesters: Vec::new(),
         };
         self.add_root(root, None, &mut session);
         session.claims = claims(&session, None);
+        session.coverage = self.coverage(&session.place, root.last_seen);
         Draft { session, ready: self.soon(root.arrived), silent: false, signature: 0 }
     }
 
@@ -225,6 +229,10 @@ impl Teller<'_> {
             session.place.pod_uid = some(container.pod_uid.clone());
         }
         session.attesters.push(format!("node/{}", main.key.node));
+    }
+
+    fn coverage(&self, place: &Place, until: u64) -> Vec<String> {
+        self.around.checks.notes(place.node.as_deref(), Some(&place.namespace), until)
     }
 
     pub(super) fn soon(&self, arrived: u64) -> Ready {

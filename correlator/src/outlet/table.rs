@@ -72,6 +72,9 @@ pub fn render(session: &Session) -> String {
         let count = loss.count.map_or_else(|| "some".to_owned(), |count| count.to_string());
         line(&mut text, "  lost   ", &format!("{count} records of {} ({}): {}", loss.stream, loss.source, loss.reason));
     }
+    for note in &session.coverage {
+        line(&mut text, "  cover  ", note);
+    }
     for finding in &session.findings {
         line(&mut text, "  look   ", finding);
     }
