@@ -24,10 +24,14 @@ pub struct Correlator {
     pub webhook: SocketAddr,
 }
 
+/// The correlator's allowance, and a little.
+const CLOCKS_MAY_DIFFER: Duration = Duration::from_millis(1200);
+
 /// The agent of one node.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
+    _directory: tempfile::TempDir,
 }
 
 /// Where an agent's records go.
@@ -103,11 +107,14 @@ fn newest_revisions(lines: &[String]) -> Vec<Value> {
 // === impl Agent ===
 
 impl Agent {
-    /// Returns when it captures.
+    /// Returns when it captures, and when no request from now on can be taken for one of the time before it: that time is a
+    /// declared loss, and the correlator lets clocks differ by a second.
     pub fn start(node: &str, cri_socket: &Path, sink: Sink<'_>) -> Result<Self> {
         let mut command = program("seclog-agent")?;
         command.args(["run", "--cluster", CLUSTER, "--node", node, "--verdict-hook", "auto"]);
         command.arg("--cri-socket").arg(cri_socket);
+        let directory = tempfile::tempdir()?;
+        command.arg("--state-file").arg(directory.path().join("agent.state"));
         match sink {
             Sink::Stdout => {
                 command.args(["--sink", "stdout"]);
@@ -121,7 +128,8 @@ impl Agent {
         }
         let process = Process::start("seclog-agent", &mut command)?;
         process.wait_for_log("capturing")?;
-        Ok(Self { process })
+        std::thread::sleep(CLOCKS_MAY_DIFFER);
+        Ok(Self { process, _directory: directory })
     }
 
     /// Records on standard output so far (with [`Sink::Stdout`]).
