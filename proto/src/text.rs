@@ -4,16 +4,27 @@
 //! U+EF80 to U+EFFF; characters of that range in the input are themselves carried byte by byte. So two different byte
 //! strings never give the same text, and [`to_bytes`] gives the input again.
 
+use std::sync::Arc;
+
 const ESCAPE: u32 = 0xef00;
 
-/// Bytes to text; borrows nothing, allocates once for valid UTF-8.
+/// Bytes to text; allocates once for valid UTF-8.
 pub fn from_bytes(bytes: &[u8]) -> String {
-    if let Ok(valid) = std::str::from_utf8(bytes) {
-        // The escapes' range starts with the byte 0xee in UTF-8, which is rare: look before walking.
-        if !bytes.contains(&0xee) {
-            return valid.to_owned();
-        }
-    }
+    as_it_is(bytes).map_or_else(|| escaped(bytes), str::to_owned)
+}
+
+/// The same, to be shared; allocates once for valid UTF-8 as well.
+pub fn shared(bytes: &[u8]) -> Arc<str> {
+    as_it_is(bytes).map_or_else(|| escaped(bytes).into(), Into::into)
+}
+
+/// Text without anything to escape.
+fn as_it_is(bytes: &[u8]) -> Option<&str> {
+    // The escapes' range starts with the byte 0xee in UTF-8, which is rare: look before walking.
+    std::str::from_utf8(bytes).ok().filter(|_| !bytes.contains(&0xee))
+}
+
+fn escaped(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
@@ -54,13 +65,14 @@ fn escape(byte: u8) -> char {
 
 #[cfg(test)]
 mod tests {
-    use super::{from_bytes, to_bytes};
+    use super::{from_bytes, shared, to_bytes};
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn any_bytes_come_back(bytes: Vec<u8>) {
-            prop_assert_eq!(to_bytes(&from_bytes(&bytes)), bytes);
+            prop_assert_eq!(to_bytes(&from_bytes(&bytes)), bytes.clone());
+            prop_assert_eq!(&*shared(&bytes), from_bytes(&bytes));
         }
 
         #[test]

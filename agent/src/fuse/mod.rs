@@ -10,7 +10,7 @@
 //! the end of its wait and in order, another one that was left over. When both sources lost a verdict of the same key
 //! within that time, those two are taken for one; that needs losses on both sides, which are reported.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
 use crate::capture::{audit::AuditRecord, kernel::KernelVerdict};
 
@@ -44,8 +44,8 @@ pub struct Fuse {
     held: VecDeque<Held>,
     /// Number of `held[0]`.
     first: u64,
-    /// Numbers of verdicts that wait for their other half, in order of arrival.
-    waiting: HashMap<Key, VecDeque<u64>>,
+    /// Verdicts that wait for their other half.
+    waiting: HashMap<Key, Line>,
     /// The greatest time between the arrivals of two halves of late, and when that was.
     delay_ns: u64,
     delay_at_ns: u64,
@@ -56,6 +56,16 @@ struct Held {
     verdict: Verdict,
     key: Key,
     arrived_ns: u64,
+    /// Number of the next one in its line.
+    next: Option<u64>,
+}
+
+/// The numbers of the first and the last verdict of one key that wait, in order of arrival. So the oldest of all that are
+/// held is the first of its line, if it is in one.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    first: u64,
+    last: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,22 +136,54 @@ impl Fuse {
 
     /// The first waiting verdict of this key that fits, no longer waiting.
     fn take_partner(&mut self, key: Key, fits: impl Fn(&Verdict) -> bool) -> Option<&mut Held> {
-        let waiting = self.waiting.get_mut(&key)?;
-        let (held, first) = (&self.held, self.first);
-        let position = waiting
-            .iter()
-            .position(|number| held.get((number - first) as usize).is_some_and(|held| fits(&held.verdict)))?;
-        let number = waiting.remove(position)?;
-        if waiting.is_empty() {
-            self.waiting.remove(&key);
-        }
-        self.held.get_mut((number - self.first) as usize)
+        let (mut before, mut number) = (None, self.waiting.get(&key)?.first);
+        let index = loop {
+            let index = (number - self.first) as usize;
+            let held = self.held.get(index)?;
+            if fits(&held.verdict) {
+                break index;
+            }
+            before = Some(number);
+            number = held.next?;
+        };
+        self.leave_line(key, before, number);
+        self.held.get_mut(index)
     }
 
     fn hold(&mut self, key: Key, verdict: Verdict, now_ns: u64) {
         let number = self.first + self.held.len() as u64;
-        self.waiting.entry(key).or_default().push_back(number);
-        self.held.push_back(Held { verdict, key, arrived_ns: now_ns });
+        self.held.push_back(Held { verdict, key, arrived_ns: now_ns, next: None });
+        match self.waiting.entry(key) {
+            Entry::Vacant(line) => {
+                line.insert(Line { first: number, last: number });
+            }
+            Entry::Occupied(mut line) => {
+                let last = std::mem::replace(&mut line.get_mut().last, number);
+                if let Some(last) = self.held.get_mut((last - self.first) as usize) {
+                    last.next = Some(number);
+                }
+            }
+        }
+    }
+
+    /// Takes `number` out of its line, where `before` stands in front of it.
+    fn leave_line(&mut self, key: Key, before: Option<u64>, number: u64) {
+        let next = self.held.get((number - self.first) as usize).and_then(|held| held.next);
+        let Entry::Occupied(mut line) = self.waiting.entry(key) else { return };
+        match (before, next) {
+            (None, None) => {
+                line.remove();
+            }
+            (None, Some(next)) => line.get_mut().first = next,
+            (Some(before), next) => {
+                if next.is_none() {
+                    line.get_mut().last = before;
+                }
+                if let Some(before) = self.held.get_mut((before - self.first) as usize) {
+                    before.next = next;
+                }
+            }
+        }
     }
 
     /// The next verdict that has waited long enough, in order of arrival. With `ending`, nothing waits any longer.
@@ -155,15 +197,12 @@ impl Fuse {
             if !due {
                 return None;
             }
-            let Held { mut verdict, key, .. } = self.held.pop_front()?;
-            let number = self.first;
-            self.first += 1;
-            if let Some(waiting) = self.waiting.get_mut(&key) {
-                waiting.retain(|other| *other != number);
-                if waiting.is_empty() {
-                    self.waiting.remove(&key);
-                }
+            let key = self.held.front()?.key;
+            if self.waiting.get(&key).is_some_and(|line| line.first == self.first) {
+                self.leave_line(key, None, self.first);
             }
+            let Held { mut verdict, .. } = self.held.pop_front()?;
+            self.first += 1;
             match (verdict.kernel.is_some(), verdict.audit.is_some()) {
                 // Its half went on with another.
                 (false, false) => continue,
@@ -176,7 +215,7 @@ impl Fuse {
 
     /// Takes the other half out of the first left-over verdict that fits; that one is empty then.
     fn complete_from_left_overs(&mut self, key: Key, verdict: &mut Verdict, hold_ns: u64) {
-        let alone = verdict.clone();
+        let alone = &*verdict;
         let partner = self.take_partner(key, |other| {
             let near = alone.time_boot_ns.abs_diff(other.time_boot_ns) <= hold_ns;
             near && match (&alone.kernel, &alone.audit, &other.kernel, &other.audit) {

@@ -71,11 +71,14 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
                 exec.task,
                 EventKind::Exec {
                     old_tid: exec.old_tid,
-                    filename: text::from_bytes(filename).into(),
-                    interpreter: text::from_bytes(interpreter).into(),
+                    filename: text::shared(filename),
+                    interpreter: text::shared(interpreter),
                     argv: split_argv(argv, exec.argv_total),
                     environment: Environment {
-                        variables: variables.chunks(VARIABLE_MAX).map(until_nul).collect(),
+                        variables: variables
+                            .chunks(VARIABLE_MAX)
+                            .map(|bytes| text::from_bytes(before_nul(bytes)))
+                            .collect(),
                         whole: match exec.environment_state {
                             environment::SKIPPED => None,
                             state => Some(state == environment::WHOLE),
@@ -105,7 +108,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
         kind::CGROUP_MKDIR | kind::CGROUP_ATTACH => {
             let cgroup = Cgroup::from_bytes(bytes).ok_or(short)?;
             let path = bytes.get(size_of::<Cgroup>()..).unwrap_or_default();
-            let path = text::from_bytes(path.get(..cgroup.path_len as usize).ok_or(short)?).into();
+            let path = text::shared(path.get(..cgroup.path_len as usize).ok_or(short)?);
             let (stream, kind) = if header.kind == kind::CGROUP_MKDIR {
                 ('m', EventKind::CgroupMade { cgroup_id: cgroup.cgroup_id, path })
             } else {
@@ -148,7 +151,7 @@ pub(super) fn task(task: AbiTask) -> Task {
         pid_namespace: u64::from(pid_namespace),
         uid,
         gid,
-        comm: until_nul(&comm[..COMM_LEN]).into(),
+        comm: text::shared(before_nul(&comm[..COMM_LEN])),
         root: match root_state {
             root_state::NONE => KernelRoot::None,
             root_state::KNOWN => KernelRoot::Known { pid: root_pid, start_boottime_ns: root_start_boottime_ns },
@@ -157,9 +160,9 @@ pub(super) fn task(task: AbiTask) -> Task {
     }
 }
 
-fn until_nul(bytes: &[u8]) -> String {
+fn before_nul(bytes: &[u8]) -> &[u8] {
     let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    text::from_bytes(&bytes[..length])
+    &bytes[..length]
 }
 
 /// Arguments as the kernel laid them out, each followed by a NUL; the last one is cut when argv was longer than its room.
