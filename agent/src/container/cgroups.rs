@@ -3,6 +3,7 @@
 //! A cgroup id is the inode number of its directory in the v2 hierarchy. Paths are found by the id itself
 //! (open_by_handle_at on the cgroup file system), or by walking the tree where that is not allowed.
 
+use nix::errno::Errno;
 use std::{
     collections::{HashMap, VecDeque},
     fs,
@@ -27,6 +28,14 @@ pub struct Cgroup {
     /// Below the root of the v2 hierarchy, with a leading slash; empty when not found.
     pub path: Arc<str>,
     pub container: Option<Arc<str>>,
+}
+
+/// What the kernel says of a cgroup id.
+enum Handle {
+    Found(String),
+    Gone,
+    /// It does not say: no CAP_DAC_READ_SEARCH, or no v2 hierarchy.
+    NotAllowed,
 }
 
 /// Finds and remembers cgroups.
@@ -74,7 +83,13 @@ impl Cgroups {
         {
             return known.clone();
         }
-        let path = self.by_handle(id).or_else(|| self.by_walk(id)).unwrap_or_default();
+        let path = match self.by_handle(id) {
+            Handle::Found(path) => Some(path),
+            // The kernel knows: looking for it in the whole tree would only take time.
+            Handle::Gone => None,
+            Handle::NotAllowed => self.by_walk(id),
+        };
+        let path = path.unwrap_or_default();
         self.insert(id, &path, now_ns)
     }
 
@@ -110,33 +125,38 @@ impl Cgroups {
 
     /// A kernfs file handle is the 64-bit id alone (FILEID_KERNFS, include/linux/exportfs.h). Needs
     /// CAP_DAC_READ_SEARCH.
-    fn by_handle(&self, id: u64) -> Option<String> {
+    fn by_handle(&self, id: u64) -> Handle {
         const FILEID_KERNFS: i32 = 0xfe;
         #[repr(C)]
-        struct Handle {
+        struct FileHandle {
             bytes: u32,
             kind: i32,
             id: u64,
         }
-        let root = self.root.as_ref()?;
-        let mut handle = Handle { bytes: 8, kind: FILEID_KERNFS, id };
+        let (Some(root), Some(root_directory)) = (&self.root, &self.root_directory) else { return Handle::NotAllowed };
+        let mut handle = FileHandle { bytes: 8, kind: FILEID_KERNFS, id };
         // SAFETY: a file_handle is its size, its type and that many bytes; the descriptor is open.
         let descriptor = unsafe {
             libc::open_by_handle_at(
-                self.root_directory.as_ref()?.as_raw_fd(),
+                root_directory.as_raw_fd(),
                 (&raw mut handle).cast(),
                 libc::O_PATH | libc::O_CLOEXEC,
             )
         };
         if descriptor < 0 {
-            return None;
+            return match Errno::last() {
+                Errno::ESTALE | Errno::ENOENT => Handle::Gone,
+                _ => Handle::NotAllowed,
+            };
         }
         // SAFETY: just opened, and nobody else's.
         let directory = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        let path = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
-        let path = path.strip_prefix(root).ok()?.to_str()?;
-        // A removed cgroup can still be open somewhere; its name is then marked.
-        Some(format!("/{}", path.trim_end_matches(" (deleted)")))
+        let link = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).unwrap_or_default();
+        match link.strip_prefix(root).ok().and_then(Path::to_str) {
+            // A removed cgroup can still be open somewhere; its name is then marked.
+            Some(path) => Handle::Found(format!("/{}", path.trim_end_matches(" (deleted)"))),
+            None => Handle::Gone,
+        }
     }
 
     fn by_walk(&self, id: u64) -> Option<String> {
