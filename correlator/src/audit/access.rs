@@ -25,7 +25,7 @@ pub struct AccessEvent {
 }
 
 /// What the stages of one request share, and no other request. The audit id alone does not do: clients choose it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
     /// requestReceivedTimestamp, nanoseconds since 1970. First, so that identities sort by time.
     pub received: u64,

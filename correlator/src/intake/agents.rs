@@ -404,11 +404,15 @@ impl Stream<'_> {
         heartbeat: Heartbeat,
         position: &tokio::sync::Mutex<Position>,
     ) -> Result<(), Status> {
+        let received = now();
         let Heartbeat { watermark_unix_ns, sent_unix_ns, hooks: _, counters: _, check } = heartbeat;
         tracing::debug!(%node, sent_unix_ns, watermark_unix_ns, "heartbeat");
         if let Some(status) = check {
             log_check(node, &status);
             self.put(vec![Input::NodeCheck { node: Arc::clone(node), status }]).await?;
+        }
+        if sent_unix_ns > 0 {
+            self.put(vec![Input::Clock { node: Arc::clone(node), sent: sent_unix_ns, received }]).await?;
         }
         let mut position = position.lock().await;
         self.watermark(node, watermark_unix_ns, &mut position).await

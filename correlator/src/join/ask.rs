@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// kubectl falls back within milliseconds (k8s.io/kubectl remotecommand fallback executor).
-const RETRY_WITHIN_NS: u64 = 1_000_000_000;
+pub(super) const RETRY_WITHIN_NS: u64 = 1_000_000_000;
 /// Without bodies (audit level Metadata) the attach that follows a patch this closely names the debug container.
 const ATTACH_WITHIN_NS: u64 = 120_000_000_000;
 
@@ -69,7 +69,8 @@ impl<'a> Ask<'a> {
     }
 
     /// Wall times between which its root must have entered.
-    pub(super) fn window(&self, config: &Config) -> (u64, u64) {
+    /// `widen`: what the samples of clocks add on both sides.
+    pub(super) fn window(&self, config: &Config, widen: u64) -> (u64, u64) {
         let lead = self.lead();
         let received = lead.identity.received;
         let begin = match lead.access.kind {
@@ -84,7 +85,7 @@ impl<'a> Ask<'a> {
             Some(completed) if !lead.is_debug() => latest.min(completed.saturating_add(config.slack_ns)),
             _ => latest,
         };
-        (begin.saturating_sub(config.skew_ns), until)
+        (begin.saturating_sub(config.skew_ns).saturating_sub(widen), until.saturating_add(widen))
     }
 }
 

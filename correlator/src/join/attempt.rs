@@ -6,13 +6,16 @@ use super::session::{Outcome, Request};
 use crate::audit::{Access, AccessEvent, AccessKind, Identity, Stage, User};
 use crate::timestamp::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use uuid::Uuid;
+
+pub(super) type RequestKey = Arc<Identity>;
 
 #[derive(Debug)]
 pub(super) struct Attempt {
     /// Of the session that it would be alone.
     pub(super) id: Uuid,
-    pub(super) identity: Identity,
+    pub(super) identity: RequestKey,
     pub(super) user: User,
     pub(super) verb: String,
     pub(super) access: Access,
@@ -53,7 +56,7 @@ impl Attempt {
         } = event;
         Self {
             id,
-            identity,
+            identity: Arc::new(identity),
             user,
             verb,
             access,

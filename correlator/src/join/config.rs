@@ -6,6 +6,8 @@ pub struct Config {
     pub cluster: String,
     /// How far the clocks of API server and node may be apart.
     pub skew_ns: u64,
+    /// How much more than that the samples of a node's clock may widen its windows.
+    pub max_skew_ns: u64,
     /// How long after the response has completed a root may still enter.
     pub slack_ns: u64,
     /// How long after the request a root may enter.
@@ -16,8 +18,12 @@ pub struct Config {
     pub settle_ns: u64,
     /// Revisions of one session are at least this far apart.
     pub revise_after_ns: u64,
-    /// How long to wait for node records where no watermark tells.
+    /// How long to wait for node records where no node was ever heard of.
     pub node_patience_ns: u64,
+    /// A node whose watermark has not moved for this long is silent: nobody waits for it.
+    pub node_silent_ns: u64,
+    /// The audit stream is silent when nothing came for this long. API servers are never idle: nodes renew leases.
+    pub audit_silent_ns: u64,
     /// How late audit events may be: a batching webhook waits 30 s by default.
     pub audit_lateness_ns: u64,
     /// Finished sessions are kept this long for late news.
@@ -33,6 +39,8 @@ pub struct Config {
     pub max_losses: usize,
     /// Ids of what was let go, so that stragglers are known as such.
     pub max_gone: usize,
+    /// More possible partners than this: none of them is asserted, and no conclusion goes on from there.
+    pub max_candidates: usize,
     pub starts_per_root: usize,
     pub verdicts_per_root: usize,
     pub containers_per_root: usize,
@@ -46,12 +54,15 @@ impl Config {
         Self {
             cluster: cluster.into(),
             skew_ns: SECOND,
+            max_skew_ns: 10 * SECOND,
             slack_ns: SECOND,
             start_within_ns: 30 * SECOND,
             debug_start_within_ns: 600 * SECOND,
             settle_ns: 2 * SECOND,
             revise_after_ns: SECOND,
             node_patience_ns: 10 * SECOND,
+            node_silent_ns: 30 * SECOND,
+            audit_silent_ns: 120 * SECOND,
             audit_lateness_ns: 45 * SECOND,
             horizon_ns: 900 * SECOND,
             longest_ns: 86_400 * SECOND,
@@ -62,6 +73,7 @@ impl Config {
             max_containers: 200_000,
             max_losses: 10_000,
             max_gone: 200_000,
+            max_candidates: 32,
             starts_per_root: 1_000,
             verdicts_per_root: 4_096,
             containers_per_root: 8,

@@ -26,7 +26,14 @@ pub(super) struct Fit {
     pub(super) whole: bool,
 }
 
-pub(super) fn fit(ask: &Ask<'_>, root: &Root, config: &Config) -> Option<Fit> {
+/// `skew`: by how much the clock of the root's node widens the window. `recorded`: some request has this identifier.
+pub(super) fn fit(
+    ask: &Ask<'_>,
+    root: &Root,
+    config: &Config,
+    skew: u64,
+    recorded: impl Fn(&str) -> bool,
+) -> Option<Fit> {
     let lead = ask.lead();
     let access = &lead.access;
     if !lead.expects_root() || !lead.could_have_run() {
@@ -34,7 +41,7 @@ pub(super) fn fit(ask: &Ask<'_>, root: &Root, config: &Config) -> Option<Fit> {
     }
     let container = root.container()?;
     let containers = ask.containers();
-    let (from, until) = ask.window(config);
+    let (from, until) = ask.window(config, skew);
     let agrees = (containers.is_empty() || containers.contains(container.name.as_str()))
         && access.pod_uid.as_ref().is_none_or(|uid| container.pod_uid.is_empty() || *uid == container.pod_uid)
         && access.node.as_ref().is_none_or(|node| root.key.node.is_empty() || **node == *root.key.node)
@@ -62,7 +69,8 @@ pub(super) fn fit(ask: &Ask<'_>, root: &Root, config: &Config) -> Option<Fit> {
         None if is(&access.argv) => ArgvFit::Plain,
         None => {
             let uid = ran.iter().find_map(|argument| argument.strip_prefix(SPO_UID)?.strip_prefix('='))?;
-            is(&rewritten(&access.argv, uid).0).then_some(ArgvFit::Unrecorded)?
+            // One that another request has was made for that one.
+            (!recorded(uid) && is(&rewritten(&access.argv, uid).0)).then_some(ArgvFit::Unrecorded)?
         }
     };
     Some(Fit { argv, whole })
@@ -93,7 +101,12 @@ pub(super) fn rewritten(argv: &[String], uid: &str) -> (Vec<String>, bool) {
     (argv.iter().map(replace).collect(), false)
 }
 
-fn is_uid_argument(argument: &str) -> bool {
+/// `env` and the variable stand in front.
+pub(super) fn starts_prefixed(argv: &[String]) -> bool {
+    matches!(argv, [env, variable, ..] if env == "env" && is_uid_argument(variable))
+}
+
+pub(super) fn is_uid_argument(argument: &str) -> bool {
     // In Go `.` matches no newline and `$` only the end of the text.
     argument.strip_prefix(SPO_UID).is_some_and(|rest| rest.starts_with('=') && !rest.contains('\n'))
 }

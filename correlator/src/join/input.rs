@@ -38,6 +38,12 @@ pub enum Input {
         source: Source,
         until: u64,
     },
+    /// A node's wall clock when it sent a message, and the correlator's when that came. Nanoseconds since 1970.
+    Clock {
+        node: Arc<str>,
+        sent: u64,
+        received: u64,
+    },
     /// The time of day, nanoseconds since 1970. Revisions come only with it.
     Now(u64),
 }

@@ -121,6 +121,13 @@ impl Losses {
         })
     }
 
+    pub(super) fn audit_touching(&self, from: u64, until: u64) -> bool {
+        self.known
+            .range(..)
+            .take_while(|loss| loss.node.is_none())
+            .any(|loss| loss.note.from.0 <= until && from <= loss.note.until.0)
+    }
+
     pub(super) fn forget_before(&mut self, unix_ns: u64) {
         self.known.retain(|loss| loss.note.until.0 >= unix_ns);
     }
@@ -133,29 +140,75 @@ impl Loss {
     }
 }
 
-/// Up to which event time each source has handed over everything.
+/// Up to which event time each source has handed over everything, and when it was last heard of.
 #[derive(Debug, Default)]
 pub(super) struct Watermarks {
-    nodes: BTreeMap<Arc<str>, u64>,
+    nodes: BTreeMap<Arc<str>, Mark>,
     audit: u64,
+    audit_heard: Option<u64>,
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Mark {
+    until: u64,
+    /// The join's `now` when it last moved.
+    moved: u64,
+}
+
+/// Silent nodes that are named.
+const NAMED: usize = 5;
+
 impl Watermarks {
-    pub(super) fn node(&mut self, node: Arc<str>, until: u64) {
+    pub(super) fn node(&mut self, node: Arc<str>, until: u64, now: u64) {
         let known = self.nodes.entry(node).or_default();
-        *known = (*known).max(until);
+        if until > known.until {
+            *known = Mark { until, moved: now };
+        }
     }
 
-    pub(super) fn audit(&mut self, until: u64) {
+    pub(super) fn audit(&mut self, until: u64, now: u64) {
         self.audit = self.audit.max(until);
+        self.audit_heard(now);
     }
 
-    pub(super) fn audit_is_past(&self, until: u64) -> bool {
-        self.audit >= until
+    pub(super) fn audit_heard(&mut self, now: u64) {
+        self.audit_heard = self.audit_heard.max(Some(now));
     }
 
-    /// Every known node is past it, and there is one.
-    pub(super) fn nodes_are_past(&self, until: u64) -> bool {
-        !self.nodes.is_empty() && self.nodes.values().all(|known| *known >= until)
+    pub(super) fn audit_is_past(&self) -> u64 {
+        self.audit
+    }
+
+    /// Since when nothing came, where that is for too long.
+    pub(super) fn audit_silent_since(&self, now: u64, config: &Config) -> Option<u64> {
+        self.audit_heard.filter(|heard| heard.saturating_add(config.audit_silent_ns) < now)
+    }
+
+    pub(super) fn no_nodes(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Every node that is not silent is past it. `None`: no node was ever heard of.
+    pub(super) fn nodes_are_past(&self, now: u64, config: &Config) -> Option<u64> {
+        let heard = self.nodes.values().filter(|mark| !mark.is_silent(now, config)).map(|mark| mark.until).min();
+        if self.nodes.is_empty() { None } else { Some(heard.unwrap_or(u64::MAX)) }
+    }
+
+    /// Their names, for people.
+    pub(super) fn silent_nodes(&self, now: u64, config: &Config) -> Option<String> {
+        let mut silent = self.nodes.iter().filter(|(_, mark)| mark.is_silent(now, config)).map(|(node, _)| &**node);
+        let named: Vec<&str> = silent.by_ref().take(NAMED).collect();
+        let more = silent.count();
+        match (named.as_slice(), more) {
+            ([], _) => None,
+            (named, 0) => Some(format!("node {}", named.join(", "))),
+            (named, more) => Some(format!("node {} and {more} more", named.join(", "))),
+        }
+    }
+}
+
+impl Mark {
+    fn is_silent(&self, now: u64, config: &Config) -> bool {
+        self.moved.saturating_add(config.node_silent_ns) < now
     }
 }

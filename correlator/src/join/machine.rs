@@ -1,40 +1,45 @@
-//! The state, and what each input does to it.
+//! The state, and what each input does to it. What comes of it is [`super::evaluate`]'s.
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, RequestKey};
 use super::checks::Checks;
+use super::identifiers::{self, Identifiers};
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
-use super::matching::Around;
+use super::place::RootPlace;
 use super::release::Gone;
 use super::root::{Root, RootKey};
-use super::session::{LossNote, Session, State};
-use super::story::{Draft, Stories, stories};
-use super::{Config, Counters, Input, Route, Source, ask, ids};
-use crate::audit::{AccessEvent, Identity, PodFact};
+use super::scope::{Held, Scope};
+use super::session::{LossNote, Session};
+use super::skew::Skews;
+use super::{Config, Counters, Input, Route, Source, ids};
+use crate::audit::{AccessEvent, PodFact};
 use crate::timestamp::Timestamp;
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{Container, NodeRecord};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Requests and roots that can only belong to each other.
+/// A request or a root of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Scope {
-    Pod {
-        namespace: String,
-        pod: String,
-    },
-    /// The names of its pod are not known.
-    Nameless(RootKey),
+pub(super) enum Element {
+    Ask(Arc<Scope>, RequestKey),
+    Root(Arc<RootKey>),
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    pub(super) attempts: BTreeMap<Identity, Attempt>,
-    pub(super) roots: BTreeSet<RootKey>,
-    /// Written sessions that came from here.
-    pub(super) written: BTreeSet<Uuid>,
-    pub(super) probes: u64,
+/// A root, and where it stands.
+#[derive(Debug)]
+pub(super) struct Rooted {
+    pub(super) root: Root,
+    pub(super) scope: Arc<Scope>,
+    place: RootPlace,
+    /// [`Root::face`] at which scope, place and identifiers were looked at.
+    face: Option<u64>,
+    identifiers: BTreeSet<String>,
+    /// Counts news of pods, losses and identifiers that touch it.
+    pub(super) knowledge: u64,
+    pub(super) is_dirty: bool,
+    pub(super) is_probe: bool,
+    pub(super) release_at: Option<u64>,
 }
 
 /// A container whose names are known, and when it was last heard of.
@@ -44,38 +49,42 @@ pub(super) struct Named {
     pub(super) seen: u64,
 }
 
-#[derive(Debug)]
-pub(super) struct Written {
-    pub(super) session: Session,
-    pub(super) at: u64,
-    /// [`Draft::signature`]; 0 for a withdrawn one.
-    signature: u64,
+impl Rooted {
+    pub(super) fn place(&self) -> &RootPlace {
+        &self.place
+    }
 }
 
 #[derive(Debug)]
 pub struct Join {
     pub(super) config: Config,
     pub(super) now: u64,
-    pub(super) scopes: BTreeMap<Scope, Held>,
-    pub(super) roots: BTreeMap<RootKey, (Root, Scope)>,
+    pub(super) scopes: BTreeMap<Arc<Scope>, Held>,
+    pub(super) roots: HashMap<Arc<RootKey>, Rooted>,
     pub(super) requests: usize,
-    pub(super) written: BTreeMap<Uuid, Written>,
-    pub(super) uid_uses: BTreeMap<String, u32>,
-    /// Counts what was learnt about pods, losses and identifiers that are not unique.
-    pub(super) knowledge: u64,
+    pub(super) written: HashMap<Uuid, super::evaluate::Written>,
+    pub(super) identifiers: Identifiers,
     /// By node and container id.
     pub(super) containers: BTreeMap<(Arc<str>, String), Named>,
     pub(super) pods: Pods,
     pub(super) losses: Losses,
     pub(super) checks: Checks,
+    /// Losses whose sessions are not yet looked for.
+    pub(super) fresh_losses: Vec<Loss>,
+    pub(super) skews: Skews,
     pub(super) watermarks: Watermarks,
-    pub(super) dirty: BTreeSet<Scope>,
-    /// Scopes with something to write that is not settled, and when to look again.
-    pub(super) due: BTreeMap<Scope, u64>,
-    pub(super) watermark_moved: bool,
+    /// Scopes with something that changed.
+    pub(super) dirty: BTreeSet<Arc<Scope>>,
+    /// What to look at again, and when.
+    pub(super) due: BTreeSet<(u64, Element)>,
+    /// What to look at again when all nodes, or the audit stream, are past a time.
+    pub(super) waits_for_nodes: BTreeSet<(u64, Element)>,
+    pub(super) waits_for_audit: BTreeSet<(u64, Element)>,
+    /// What to let go, and when.
+    pub(super) release: BTreeSet<(u64, Element)>,
     pub(super) gone: Gone,
     pub(super) swept: u64,
-    pub(super) probes_let_go: u64,
+    pub(super) probes: u64,
     pub(super) counters: Counters,
 }
 
@@ -85,22 +94,25 @@ impl Join {
             config,
             now: 0,
             scopes: BTreeMap::new(),
-            roots: BTreeMap::new(),
+            roots: HashMap::new(),
             requests: 0,
-            written: BTreeMap::new(),
-            uid_uses: BTreeMap::new(),
-            knowledge: 0,
+            written: HashMap::new(),
+            identifiers: Identifiers::default(),
             containers: BTreeMap::new(),
             pods: Pods::default(),
             losses: Losses::default(),
             checks: Checks::default(),
+            fresh_losses: Vec::new(),
+            skews: Skews::default(),
             watermarks: Watermarks::default(),
             dirty: BTreeSet::new(),
-            due: BTreeMap::new(),
-            watermark_moved: false,
+            due: BTreeSet::new(),
+            waits_for_nodes: BTreeSet::new(),
+            waits_for_audit: BTreeSet::new(),
+            release: BTreeSet::new(),
             gone: Gone::default(),
             swept: 0,
-            probes_let_go: 0,
+            probes: 0,
             counters: Counters::default(),
         }
     }
@@ -109,13 +121,18 @@ impl Join {
     pub fn apply(&mut self, input: Input) -> Vec<Session> {
         match input {
             Input::Node { node, record } => self.node_record(&node, record),
-            Input::Audit { route, event } => self.audit_event(route, *event),
-            Input::Pod(fact) => self.pod(fact),
+            Input::Audit { route, event } => {
+                self.watermarks.audit_heard(self.now);
+                self.audit_event(route, *event);
+            }
+            Input::Pod(fact) => {
+                self.watermarks.audit_heard(self.now);
+                self.pod(fact);
+            }
             Input::NodeCheck { node, status } => {
                 // Rare: checks that say nothing new are none.
                 if self.checks.add(&node, status) {
-                    self.knowledge += 1;
-                    self.dirty.extend(self.scopes.keys().cloned());
+                    self.mark_node(&node);
                 }
             }
             Input::AuditLoss { source, reason, from, until, count } => {
@@ -123,30 +140,20 @@ impl Join {
                 let note = LossNote { stream: "audit".to_owned(), source, reason, from, until, count };
                 self.loss(Loss { node: None, note });
             }
-            Input::Watermark { source: Source::Node(node), until } => {
-                self.watermarks.node(node, until);
-                self.watermark_moved = true;
-            }
-            Input::Watermark { source: Source::Audit, until } => {
-                self.watermarks.audit(until);
-                self.watermark_moved = true;
+            Input::Watermark { source: Source::Node(node), until } => self.watermarks.node(node, until, self.now),
+            Input::Watermark { source: Source::Audit, until } => self.watermarks.audit(until, self.now),
+            Input::Clock { node, sent, received } => {
+                if self.skews.sample(&node, sent, received, &self.config) {
+                    self.replace_all();
+                }
             }
             Input::Now(now) => return self.tick(now),
         }
         Vec::new()
     }
 
-    /// Everything is in: all that is not written, settled or not.
-    pub fn finish(&mut self) -> Vec<Session> {
-        let scopes: Vec<Scope> = self.scopes.keys().cloned().collect();
-        self.dirty.clear();
-        self.due.clear();
-        scopes.into_iter().flat_map(|scope| self.evaluate(&scope, true)).collect()
-    }
-
     pub fn counters(&self) -> Counters {
-        let probes = self.probes_let_go + self.scopes.values().map(|held| held.probes).sum::<u64>();
-        Counters { probes, refused_pods: self.pods.not_kept, ..self.counters }
+        Counters { probes: self.probes, refused_pods: self.pods.not_kept, ..self.counters }
     }
 
     fn node_record(&mut self, node: &Arc<str>, record: NodeRecord) {
@@ -169,34 +176,165 @@ impl Join {
         };
         let mut record = record;
         self.name_container(node, &mut record);
-        let known = self.roots.remove(&key);
-        let id = known.as_ref().map_or_else(|| ids::of_root(&self.config.cluster, &key), |(root, _)| root.id);
-        let (mut root, old_scope) = match known {
-            Some((root, scope)) => (root, Some(scope)),
-            None if self.gone.contains(&id) => {
+        if let Some(rooted) = self.roots.get_mut(&key) {
+            rooted.root.add(record, &self.config, self.now);
+            if rooted.root.retired {
                 self.counters.late += 1;
-                return;
+                rooted.root.trim();
             }
-            None if self.roots.len() >= self.config.max_roots => {
-                self.counters.refused_roots += 1;
-                return;
+            let unchanged = rooted.face == Some(rooted.root.face);
+            let quiet = unchanged && (rooted.is_dirty || rooted.root.retired);
+            if !quiet {
+                let key = Arc::clone(&rooted.root.key);
+                self.look_at_root(&key);
             }
-            None => (Root::new(id, key.clone()), None),
-        };
-        root.add(record, &self.config, self.now);
-        if root.retired {
+            return;
+        }
+        let id = ids::of_root(&self.config.cluster, &key);
+        if self.gone.contains(&id) {
             self.counters.late += 1;
-            root.trim();
+            return;
         }
-        let scope = scope_of(&root);
-        if let Some(old) = old_scope.filter(|old| *old != scope) {
-            self.move_root(&key, &old, &scope);
+        if self.roots.len() >= self.config.max_roots {
+            self.counters.refused_roots += 1;
+            return;
         }
-        self.scopes.entry(scope.clone()).or_default().roots.insert(key.clone());
-        if !root.retired {
-            self.dirty.insert(scope.clone());
+        let key = Arc::new(key);
+        let mut root = Root::new(id, Arc::clone(&key));
+        root.add(record, &self.config, self.now);
+        let scope = Arc::new(scope_of(&root));
+        let rooted = Rooted {
+            root,
+            scope,
+            place: RootPlace::default(),
+            face: None,
+            identifiers: BTreeSet::new(),
+            knowledge: 0,
+            is_dirty: false,
+            is_probe: false,
+            release_at: None,
+        };
+        self.roots.insert(Arc::clone(&key), rooted);
+        self.look_at_root(&key);
+    }
+
+    /// A root is new or has changed: puts it where it belongs, and marks whom that concerns.
+    pub(super) fn look_at_root(&mut self, key: &Arc<RootKey>) {
+        let Some(rooted) = self.roots.get_mut(key) else { return };
+        rooted.is_dirty = true;
+        if rooted.face == Some(rooted.root.face) {
+            let scope = Arc::clone(&rooted.scope);
+            self.mark_root(&scope, key);
+            return;
         }
-        self.roots.insert(key, (root, scope));
+        rooted.face = Some(rooted.root.face);
+        let scope = Arc::new(scope_of(&rooted.root));
+        let place = RootPlace::of(&rooted.root);
+        let is_main = rooted.root.entry.how == "start";
+        let old_scope = std::mem::replace(&mut rooted.scope, Arc::clone(&scope));
+        let old_place = std::mem::replace(&mut rooted.place, place.clone());
+        let marked = identifiers::of_root(&rooted.root);
+        let old_marked = std::mem::replace(&mut rooted.identifiers, marked.clone());
+
+        let widen = self.skews.widest();
+        if let Some(held) = self.scopes.get_mut(&old_scope) {
+            let near: Vec<RequestKey> = held.index.asks_near(&old_place, &self.config, widen).map(Arc::clone).collect();
+            held.dirty_asks.extend(near);
+            held.index.remove_root(&old_place, key);
+            if old_scope != scope {
+                held.roots.remove(key);
+                held.mains.remove(key);
+            }
+            self.dirty.insert(old_scope);
+        }
+        let held = self.scopes.entry(Arc::clone(&scope)).or_default();
+        held.index.add_root(&place, key);
+        held.roots.insert(Arc::clone(key));
+        if is_main {
+            held.mains.insert(Arc::clone(key));
+            // Whoever attached to it names it.
+            let attaches = held.asks.iter().filter(|(_, ask)| ask.place.buckets.is_empty());
+            let attaches: Vec<RequestKey> = attaches.map(|(first, _)| Arc::clone(first)).collect();
+            held.dirty_asks.extend(attaches);
+        }
+        self.mark_root(&scope, key);
+        for uid in old_marked.difference(&marked) {
+            self.identifiers.forget_root(uid, key);
+            self.mark_holders(uid);
+        }
+        for uid in marked.difference(&old_marked) {
+            self.identifiers.carry(uid, key);
+            self.mark_holders(uid);
+        }
+    }
+
+    fn mark_root(&mut self, scope: &Arc<Scope>, key: &Arc<RootKey>) {
+        if let Some(held) = self.scopes.get_mut(scope) {
+            held.dirty_roots.insert(Arc::clone(key));
+        }
+        if !self.dirty.contains(scope) {
+            self.dirty.insert(Arc::clone(scope));
+        }
+    }
+
+    /// Something is to be told anew although nothing of it changed.
+    pub(super) fn mark(&mut self, element: &Element, with_knowledge: bool) {
+        match element {
+            Element::Root(key) => {
+                let Some(rooted) = self.roots.get_mut(key) else { return };
+                rooted.knowledge += u64::from(with_knowledge);
+                rooted.is_dirty = true;
+                let scope = Arc::clone(&rooted.scope);
+                self.mark_root(&scope, key);
+            }
+            Element::Ask(scope, key) => {
+                let Some(held) = self.scopes.get_mut(scope) else { return };
+                if let Some(ask) = held.asks.get_mut(key) {
+                    ask.knowledge += u64::from(with_knowledge);
+                    held.dirty_asks.insert(Arc::clone(key));
+                    self.dirty.insert(Arc::clone(scope));
+                }
+            }
+        }
+    }
+
+    /// Whoever has this identifier may have it alone no longer, or again; and whoever could have been meant by it may not
+    /// be any more.
+    fn mark_holders(&mut self, uid: &str) {
+        let (requests, roots) = self.identifiers.holders(uid);
+        for (scope, request) in requests {
+            self.mark(&Element::Ask(scope, request), true);
+        }
+        for key in roots {
+            self.mark(&Element::Root(Arc::clone(&key)), true);
+            let Some(rooted) = self.roots.get(&key) else { continue };
+            if let Some(held) = self.scopes.get_mut(&rooted.scope) {
+                let near: Vec<RequestKey> =
+                    held.index.asks_near(&rooted.place, &self.config, self.skews.widest()).map(Arc::clone).collect();
+                held.dirty_asks.extend(near);
+            }
+        }
+    }
+
+    /// Everything that is told of a node.
+    fn mark_node(&mut self, node: &Arc<str>) {
+        let asks = self
+            .scopes
+            .iter()
+            .flat_map(|(scope, held)| held.asks.keys().map(|key| Element::Ask(Arc::clone(scope), Arc::clone(key))));
+        let roots = self.roots.keys().filter(|key| key.node == *node).map(|key| Element::Root(Arc::clone(key)));
+        let elements: Vec<Element> = asks.chain(roots).collect();
+        for element in elements {
+            self.mark(&element, true);
+        }
+    }
+
+    fn replace_all(&mut self) {
+        let widen = self.skews.widest();
+        for (scope, held) in &mut self.scopes {
+            held.replace_all(&self.config, widen);
+            self.dirty.insert(Arc::clone(scope));
+        }
     }
 
     /// Names that the agent learnt late, or of which it told with another record of the same container.
@@ -216,225 +354,180 @@ impl Join {
     }
 
     fn name_roots(&mut self, node: &Arc<str>, named: &Container) {
-        let nameless: Vec<RootKey> = self
+        let nameless: Vec<Arc<RootKey>> = self
             .scopes
             .keys()
             .rev()
-            .map_while(|scope| match scope {
+            .map_while(|scope| match &**scope {
                 Scope::Nameless(key) => Some(key),
                 Scope::Pod { .. } => None,
             })
             .filter(|key| key.node == *node)
-            .cloned()
+            .map(Arc::clone)
             .collect();
         for key in nameless {
-            let Some((root, scope)) = self.roots.get_mut(&key) else { continue };
-            if root.container().is_some_and(|container| container.id == named.id) {
-                root.add_container(named.clone(), false, &self.config);
-                let to = scope_of(root);
-                let from = std::mem::replace(scope, to.clone());
-                self.move_root(&key, &from, &to);
-                self.scopes.entry(to.clone()).or_default().roots.insert(key);
-                self.dirty.insert(to);
+            let Some(rooted) = self.roots.get_mut(&key) else { continue };
+            if rooted.root.container().is_some_and(|container| container.id == named.id) {
+                rooted.root.add_container(named.clone(), false, &self.config);
+                self.look_at_root(&key);
             }
-        }
-    }
-
-    fn move_root(&mut self, key: &RootKey, from: &Scope, to: &Scope) {
-        let id = ids::of_root(&self.config.cluster, key);
-        let mut written = false;
-        if let Some(held) = self.scopes.get_mut(from) {
-            held.roots.remove(key);
-            written = held.written.remove(&id);
-            self.dirty.insert(from.clone());
-        }
-        if written {
-            self.scopes.entry(to.clone()).or_default().written.insert(id);
         }
     }
 
     fn audit_event(&mut self, route: Route, event: AccessEvent) {
         self.counters.audit_events += 1;
         let scope = Scope::Pod { namespace: event.access.namespace.clone(), pod: event.access.pod.clone() };
-        let uid = event.spo_uid.clone();
+        let scope = match self.scopes.get_key_value(&scope) {
+            Some((known, _)) => Arc::clone(known),
+            None => Arc::new(scope),
+        };
+        let held = self.scopes.entry(Arc::clone(&scope)).or_default();
         let known_uid = |attempt: &Attempt| attempt.spo_uid().map(str::to_owned);
-        let held = self.scopes.entry(scope.clone()).or_default();
-        let (before, after) = match held.attempts.get_mut(&event.identity) {
+        let (key, before, after) = match held.attempts.get_mut(&event.identity) {
             Some(attempt) => {
                 let before = known_uid(attempt);
                 if !attempt.merge(event, route, self.now) {
                     self.counters.repeated_audit_events += 1;
                     return;
                 }
-                (before, known_uid(attempt))
-            }
-            None if self.gone.contains(&ids::of_request(&self.config.cluster, &event.identity)) => {
-                self.counters.late += 1;
-                return;
-            }
-            None if self.requests >= self.config.max_requests => {
-                self.counters.refused_requests += 1;
-                return;
+                (Arc::clone(&attempt.identity), before, known_uid(attempt))
             }
             None => {
-                self.requests += 1;
                 let id = ids::of_request(&self.config.cluster, &event.identity);
-                held.attempts.insert(event.identity.clone(), Attempt::new(id, event, route, self.now));
-                (None, uid)
+                if self.gone.contains(&id) {
+                    self.counters.late += 1;
+                    return;
+                }
+                if self.requests >= self.config.max_requests {
+                    self.counters.refused_requests += 1;
+                    return;
+                }
+                self.requests += 1;
+                let attempt = Attempt::new(id, event, route, self.now);
+                let (key, uid) = (Arc::clone(&attempt.identity), known_uid(&attempt));
+                held.attempts.insert(Arc::clone(&key), attempt);
+                (key, None, uid)
             }
         };
+        held.refold(&key, &self.config, self.skews.widest());
+        self.dirty.insert(Arc::clone(&scope));
         if before != after {
-            // A use of an identifier counts for good while the request is held: never fewer than there are.
-            self.use_uid(after.as_deref());
-            self.forget_uid(before.as_deref());
-        }
-        self.dirty.insert(scope);
-    }
-
-    fn use_uid(&mut self, uid: Option<&str>) {
-        let Some(uid) = uid else { return };
-        let uses = self.uid_uses.entry(uid.to_owned()).or_default();
-        *uses += 1;
-        if *uses == 2 {
-            // Whoever had it alone has it no longer.
-            self.knowledge += 1;
-            self.dirty.extend(self.scopes.keys().cloned());
-        }
-    }
-
-    pub(super) fn forget_uid(&mut self, uid: Option<&str>) {
-        let Some(uid) = uid else { return };
-        if let Some(uses) = self.uid_uses.get_mut(uid) {
-            *uses = uses.saturating_sub(1);
-            if *uses == 0 {
-                self.uid_uses.remove(uid);
+            if let Some(uid) = before {
+                self.identifiers.forget_request(&uid, &scope, &key);
+                self.mark_holders(&uid);
+            }
+            if let Some(uid) = after {
+                self.identifiers.record(&uid, &scope, &key);
+                self.mark_holders(&uid);
             }
         }
     }
 
     fn pod(&mut self, fact: PodFact) {
         let scope = Scope::Pod { namespace: fact.namespace.clone(), pod: fact.pod.clone() };
-        if self.pods.add(fact, &self.config) && self.scopes.contains_key(&scope) {
-            self.knowledge += 1;
-            self.dirty.insert(scope);
+        if !self.pods.add(fact, &self.config) {
+            return;
+        }
+        let Some((scope, held)) = self.scopes.get_key_value(&scope) else { return };
+        let asks = held.asks.keys().map(|key| Element::Ask(Arc::clone(scope), Arc::clone(key)));
+        let elements: Vec<Element> = asks.chain(held.roots.iter().map(Arc::clone).map(Element::Root)).collect();
+        for element in elements {
+            self.mark(&element, true);
         }
     }
 
     fn loss(&mut self, loss: Loss) {
-        // Rare; whom it touches is found out by looking.
-        if self.losses.add(loss, &self.config) {
-            self.knowledge += 1;
-            self.dirty.extend(self.scopes.keys().cloned());
+        if self.losses.add(loss.clone(), &self.config) {
+            self.fresh_losses.push(loss);
         }
     }
 
-    fn tick(&mut self, now: u64) -> Vec<Session> {
-        self.now = self.now.max(now);
-        let mut scopes = std::mem::take(&mut self.dirty);
-        let look_at_all = std::mem::take(&mut self.watermark_moved);
-        self.due.retain(|scope, due| {
-            let look = look_at_all || *due <= now;
-            if look {
-                scopes.insert(scope.clone());
-            }
-            !look
-        });
-        let written = scopes.iter().flat_map(|scope| self.evaluate(scope, false)).collect();
-        if self.now.saturating_sub(self.swept) >= self.config.sweep_every_ns {
-            self.swept = self.now;
-            self.sweep();
+    /// Marks what the losses of late touch: one pass over everything that is held, however many they are.
+    pub(super) fn mark_losses(&mut self) {
+        let mut touched: BTreeMap<Option<Arc<str>>, (u64, u64)> = BTreeMap::new();
+        for loss in std::mem::take(&mut self.fresh_losses) {
+            let span = touched.entry(loss.node).or_insert((u64::MAX, 0));
+            *span = (span.0.min(loss.note.from.0), span.1.max(loss.note.until.0));
         }
-        written
-    }
-
-    pub(super) fn stories(&self, scope: &Scope) -> Stories {
-        let Some(held) = self.scopes.get(scope) else { return Stories::default() };
-        let asks = ask::fold(held.attempts.values());
-        let roots: Vec<&Root> = held.roots.iter().filter_map(|key| self.roots.get(key)).map(|(root, _)| root).collect();
-        let mains: Vec<&Root> = roots.iter().copied().filter(|root| root.entry.how == "start").collect();
-        let roots: Vec<&Root> = roots.into_iter().filter(|root| !root.retired).collect();
-        let around = Around {
-            config: &self.config,
-            pods: &self.pods,
-            losses: &self.losses,
-            checks: &self.checks,
-            uid_uses: &self.uid_uses,
-            knowledge: self.knowledge,
-        };
-        let written = |id: &Uuid| self.written.get(id).map(|written| written.signature);
-        stories(&self.config.cluster, &asks, &roots, &mains, around, &written)
-    }
-
-    /// Writes what is new in a scope and may be said.
-    fn evaluate(&mut self, scope: &Scope, all: bool) -> Vec<Session> {
-        let Stories { drafts, unchanged, absorbed, probes, .. } = self.stories(scope);
-        let Some(held) = self.scopes.get_mut(scope) else { return Vec::new() };
-        held.probes = probes;
-        let mut due = u64::MAX;
-        let mut out = Vec::new();
-        let mut told: BTreeSet<Uuid> = unchanged.into_iter().collect();
-        for Draft { session, ready, silent, signature } in drafts {
-            told.insert(session.id);
-            let known = self.written.get_mut(&session.id);
-            if silent && known.is_none() {
-                continue;
-            }
-            let not_before = match known {
-                Some(known) if same(&known.session, &session) => {
-                    known.signature = signature;
-                    continue;
-                }
-                Some(known) => known.at.saturating_add(self.config.revise_after_ns),
-                None => {
-                    let nodes_past = ready.nodes_past.is_some_and(|until| self.watermarks.nodes_are_past(until));
-                    let audit_past = ready.audit_past.is_some_and(|until| self.watermarks.audit_is_past(until));
-                    if nodes_past || audit_past { 0 } else { ready.at }
-                }
-            };
-            if all || not_before <= self.now {
-                held.written.insert(session.id);
-                out.push((session, signature));
-            } else {
-                due = due.min(not_before);
-            }
+        if touched.is_empty() {
+            return;
         }
-        let absorbed: BTreeMap<Uuid, Uuid> = absorbed.into_iter().collect();
-        for id in held.written.difference(&told) {
-            let Some(known) = self.written.get(id) else { continue };
-            let mut session = known.session.clone();
-            session.state = State::Superseded;
-            session.superseded_by = absorbed.get(id).copied();
-            if !same(&known.session, &session) {
-                out.push((session, 0));
-            }
-        }
-        if due < u64::MAX {
-            self.due.insert(scope.clone(), due);
-        }
-        let out: Vec<Session> = out
-            .into_iter()
-            .map(|(mut session, signature)| {
-                session.revision = self.written.get(&session.id).map_or(0, |known| known.session.revision) + 1;
-                let written = Written { session: session.clone(), at: self.now, signature };
-                self.written.insert(session.id, written);
-                session
+        // A loss also keeps others from being told apart that fit what it touches.
+        let reach = self.config.debug_start_within_ns.saturating_add(self.config.skew_ns);
+        let touches = |node: Option<&Arc<str>>, from: u64, until: u64| {
+            touched.iter().any(|(of, span)| {
+                let here = of.is_none() || node.is_none() || of.as_ref() == node;
+                here && span.0 <= until.saturating_add(reach) && from.saturating_sub(reach) <= span.1
             })
-            .collect();
-        self.counters.revisions += out.len() as u64;
-        out
+        };
+        let mut elements = Vec::new();
+        for (scope, held) in &self.scopes {
+            for (first, ask) in &held.asks {
+                let closed = held.attempts.get(first).and_then(Attempt::completed).unwrap_or(u64::MAX);
+                if touches(None, first.received, ask.place.until.max(closed)) {
+                    elements.push(Element::Ask(Arc::clone(scope), Arc::clone(first)));
+                }
+            }
+            for key in &held.roots {
+                let Some(rooted) = self.roots.get(key) else { continue };
+                if touches(Some(&key.node), rooted.root.first_seen, rooted.root.last_seen) {
+                    elements.push(Element::Root(Arc::clone(key)));
+                }
+            }
+        }
+        for element in elements {
+            self.mark(&element, true);
+        }
+    }
+
+    /// Takes a root out of everything.
+    pub(super) fn remove_root(&mut self, key: &Arc<RootKey>) {
+        let Some(rooted) = self.roots.remove(key) else { return };
+        if let Some(at) = rooted.release_at {
+            self.release.remove(&(at, Element::Root(Arc::clone(key))));
+        }
+        for uid in &rooted.identifiers {
+            self.identifiers.forget_root(uid, key);
+        }
+        if let Some(held) = self.scopes.get_mut(&rooted.scope) {
+            held.index.remove_root(&rooted.place, key);
+            held.roots.remove(key);
+            held.mains.remove(key);
+            held.dirty_roots.remove(key);
+        }
+        self.gone.add(rooted.root.id, self.now);
+    }
+
+    /// Takes an ask with all its requests out of everything. `undecided`: the roots that it fits lose a candidate.
+    pub(super) fn remove_ask(&mut self, scope: &Arc<Scope>, first: &RequestKey, undecided: bool) {
+        let Some(held) = self.scopes.get_mut(scope) else { return };
+        if let Some(ask) = held.asks.get(first) {
+            if let Some(at) = ask.release_at {
+                self.release.remove(&(at, Element::Ask(Arc::clone(scope), Arc::clone(first))));
+            }
+            if undecided {
+                let near: Vec<Arc<RootKey>> = held.index.roots_near(&ask.place).map(Arc::clone).collect();
+                for key in near {
+                    if let Some(rooted) = self.roots.get_mut(&key) {
+                        rooted.root.lost_candidates = true;
+                    }
+                }
+            }
+        }
+        held.dirty_asks.remove(first);
+        for attempt in held.remove_ask(first) {
+            self.requests -= 1;
+            if let Some(uid) = attempt.spo_uid() {
+                self.identifiers.forget_request(uid, scope, &attempt.identity);
+            }
+            self.gone.add(attempt.id, self.now);
+        }
     }
 }
 
 fn scope_of(root: &Root) -> Scope {
     match root.container().filter(|container| !container.pod.is_empty()) {
         Some(container) => Scope::Pod { namespace: container.namespace.clone(), pod: container.pod.clone() },
-        None => Scope::Nameless(root.key.clone()),
+        None => Scope::Nameless(Arc::clone(&root.key)),
     }
-}
-
-/// Equal but for the revision.
-fn same(written: &Session, draft: &Session) -> bool {
-    let mut draft = draft.clone();
-    draft.revision = written.revision;
-    *written == draft
 }

@@ -1,12 +1,15 @@
-//! Requests and roots of one pod, all considered together: which pairs are exact, which are the only possible ones, and
-//! which groups cannot be told apart.
+//! Requests and roots that could belong to each other, all considered together: which pairs are exact, which are the only
+//! possible ones, and which cannot be told apart.
 
 use super::Config;
 use super::ask::Ask;
 use super::checks::Checks;
-use super::fit::{ArgvFit, Fit, fit};
+use super::fit::{ArgvFit, Fit};
+use super::forced::{Forced, forced};
+use super::identifiers::Identifiers;
 use super::knowledge::{Losses, Pods};
 use super::root::Root;
+use super::skew::Skews;
 use crate::audit::SPO_UID;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,96 +20,170 @@ pub(super) struct Around<'a> {
     pub(super) pods: &'a Pods,
     pub(super) losses: &'a Losses,
     pub(super) checks: &'a Checks,
-    /// In how many requests of the whole cluster each SPO identifier was recorded.
-    pub(super) uid_uses: &'a BTreeMap<String, u32>,
-    /// Counts what was learnt about pods and losses.
-    pub(super) knowledge: u64,
+    pub(super) identifiers: &'a Identifiers,
+    pub(super) skews: &'a Skews,
 }
 
-/// Requests and roots that could belong to each other, by index; nothing in it fits anything outside of it.
+/// Requests and roots that are connected by what fits; nothing in it fits anything outside of it, but for those that are
+/// crowded.
 #[derive(Debug)]
-pub(super) struct Group {
-    pub(super) asks: Vec<usize>,
-    pub(super) roots: Vec<usize>,
+pub(super) struct Component<'a> {
+    pub(super) asks: Vec<Ask<'a>>,
+    pub(super) roots: Vec<&'a Root>,
+    /// By index of request and root.
+    pub(super) pairs: BTreeMap<(usize, usize), Fit>,
+    /// Requests and roots that fit more than [`Config::max_candidates`], and some of those, not all in here.
+    pub(super) crowded_asks: BTreeMap<usize, Vec<&'a Root>>,
+    pub(super) crowded_roots: BTreeMap<usize, Vec<Ask<'a>>>,
+}
+
+/// One session's worth: a request, a root, or a pair, by index.
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub(super) ask: Option<usize>,
+    pub(super) root: Option<usize>,
     pub(super) bond: Bond,
 }
 
 #[derive(Debug)]
 pub(super) enum Bond {
-    /// Exactly one of each.
-    Exact { fit: Fit, why: Vec<String> },
-    /// Exactly one of each.
-    Unique { fit: Fit, why: Vec<String> },
-    /// `pairs` are all that fit; the texts say why none is asserted.
-    Ambiguous { pairs: Vec<(usize, usize)>, why: Vec<String> },
-    /// One of either.
+    Exact {
+        fit: Fit,
+        why: Vec<String>,
+    },
+    Unique {
+        fit: Fit,
+        why: Vec<String>,
+    },
+    /// `others` are all of the other side that could be it; the texts say why none is asserted.
+    Ambiguous {
+        others: Vec<usize>,
+        why: Vec<String>,
+    },
+    /// Too many could be it.
+    Crowded,
     Alone,
 }
 
-pub(super) fn groups(asks: &[Ask<'_>], roots: &[&Root], around: Around<'_>) -> Vec<Group> {
-    let mut pairs: BTreeMap<(usize, usize), Fit> = BTreeMap::new();
-    let mut by_time: Vec<(u64, usize)> = roots.iter().enumerate().map(|(at, root)| (root.entered(), at)).collect();
-    by_time.sort_unstable();
-    for (ask_at, ask) in asks.iter().enumerate() {
-        let (from, until) = ask.window(around.config);
-        let begin = by_time.partition_point(|(entered, _)| *entered < from);
-        for &(_, root_at) in by_time[begin..].iter().take_while(|(entered, _)| *entered <= until) {
-            if let Some(fit) = fit(ask, roots[root_at], around.config) {
-                pairs.insert((ask_at, root_at), fit);
-            }
-        }
-    }
-
-    let mut groups = Vec::new();
+pub(super) fn units(component: &Component<'_>, around: Around<'_>) -> Vec<Unit> {
+    let Component { asks, roots, pairs, crowded_asks, crowded_roots } = component;
     let (mut of_ask, mut of_root) = (vec![0_u32; asks.len()], vec![0_u32; roots.len()]);
     for (ask, root) in pairs.keys() {
         of_ask[*ask] += 1;
         of_root[*root] += 1;
     }
-    let carriers = carriers(roots);
-    let exact: Vec<((usize, usize), Vec<String>)> = pairs
-        .iter()
-        .filter(|((ask, root), _)| of_ask[*ask] == 1 && of_root[*root] == 1)
-        .filter_map(|(&(ask, root), fit)| {
-            let why = exact_reasons(&asks[ask], roots[root], fit, &carriers, around)?;
-            Some(((ask, root), why))
-        })
-        .collect();
-    for ((ask, root), why) in exact {
-        if let Some(fit) = pairs.remove(&(ask, root)) {
-            groups.push(Group { asks: vec![ask], roots: vec![root], bond: Bond::Exact { fit, why } });
+    let mut units = Vec::new();
+    let (mut asks_done, mut roots_done) = (vec![false; asks.len()], vec![false; roots.len()]);
+    let mut open: Vec<Vec<usize>> = vec![Vec::new(); roots.len()];
+    for (&(ask, root), fit) in pairs {
+        let lone = of_ask[ask] == 1 && of_root[root] == 1;
+        let crowded = crowded_asks.contains_key(&ask) || crowded_roots.contains_key(&root);
+        let exact = if lone && !crowded { exact_reasons(&asks[ask], roots[root], fit, around) } else { None };
+        if let Some(why) = exact {
+            let bond = Bond::Exact { fit: fit.clone(), why };
+            units.push(Unit { ask: Some(ask), root: Some(root), bond });
+            (asks_done[ask], roots_done[root]) = (true, true);
+        } else {
+            open[root].push(ask);
         }
     }
-    let bound: (BTreeSet<usize>, BTreeSet<usize>) = groups.iter().map(|group| (group.asks[0], group.roots[0])).unzip();
 
-    for (group_asks, group_roots) in connected(asks.len(), roots.len(), &pairs) {
-        match (group_asks.as_slice(), group_roots.as_slice()) {
-            ([ask], []) if bound.0.contains(ask) => continue,
-            ([], [root]) if bound.1.contains(root) => continue,
-            ([_], []) | ([], [_]) => {
-                groups.push(Group { asks: group_asks, roots: group_roots, bond: Bond::Alone });
-                continue;
-            }
-            _ => {}
-        }
-        let of = |ask: &usize| pairs.range((*ask, 0)..=(*ask, usize::MAX)).map(|(pair, _)| *pair);
-        let here: Vec<(usize, usize)> = group_asks.iter().flat_map(of).collect();
-        let bond = match here.as_slice() {
-            [pair] => match pairs.get(pair).cloned() {
-                Some(fit) => only_pair(*pair, fit, asks, roots, around),
-                None => continue,
-            },
-            _ => Bond::Ambiguous { why: vec![many(group_asks.len(), group_roots.len())], pairs: here },
-        };
-        groups.push(Group { asks: group_asks, roots: group_roots, bond });
+    let doubts: Vec<Vec<String>> = roots.iter().map(|root| doubts_about(root, around)).collect();
+    let mut free: Vec<bool> = doubts.iter().map(|doubts| !doubts.is_empty()).collect();
+    let mut fits: Vec<Vec<usize>> = Vec::new();
+    for (root, open) in open.iter().enumerate() {
+        let crowded = |ask: &usize| crowded_asks.contains_key(ask);
+        free[root] |= open.is_empty() || crowded_roots.contains_key(&root) || open.iter().any(crowded);
+        fits.push(open.iter().copied().filter(|ask| !crowded(ask)).collect());
     }
-    groups
+    let forced = forced(asks.len(), &fits, &free);
+    let missing = forced.is_none();
+    let Forced { request, possible } =
+        forced.unwrap_or_else(|| Forced { request: vec![None; roots.len()], possible: open.clone() });
+    for (root, request) in request.iter().enumerate() {
+        let Some(ask) = *request else { continue };
+        let Some(fit) = pairs.get(&(ask, root)) else { continue };
+        let eliminated = of_ask[ask] + of_root[root] > 2;
+        let pair = Unit { ask: Some(ask), root: Some(root), bond: Bond::Alone };
+        units.extend(only_pair(pair, fit, eliminated, asks, roots, around));
+        (asks_done[ask], roots_done[root]) = (true, true);
+    }
+
+    let mut of_asks: Vec<Vec<usize>> = vec![Vec::new(); asks.len()];
+    for (root, possible) in possible.iter().enumerate().filter(|(root, _)| !roots_done[*root]) {
+        let crowded = open[root].iter().copied().filter(|ask| crowded_asks.contains_key(ask));
+        let others: BTreeSet<usize> = possible.iter().copied().chain(crowded).filter(|ask| !asks_done[*ask]).collect();
+        others.iter().for_each(|ask| of_asks[*ask].push(root));
+        let bond = if crowded_roots.contains_key(&root) {
+            Bond::Crowded
+        } else if others.is_empty() {
+            Bond::Alone
+        } else {
+            let lone = others.iter().all(|ask| of_root[root] == 1 && of_ask[*ask] == 1);
+            let why = why("root", "request", others.len(), lone, missing, &doubts[root]);
+            Bond::Ambiguous { why, others: others.into_iter().collect() }
+        };
+        units.push(Unit { ask: None, root: Some(root), bond });
+    }
+    for (ask, others) in of_asks.into_iter().enumerate().filter(|(ask, _)| !asks_done[*ask]) {
+        let bond = if crowded_asks.contains_key(&ask) {
+            Bond::Crowded
+        } else if others.is_empty() {
+            Bond::Alone
+        } else {
+            let lone = others.iter().all(|root| of_ask[ask] == 1 && of_root[*root] == 1);
+            let doubts: BTreeSet<String> = others.iter().flat_map(|root| doubts[*root].iter().cloned()).collect();
+            let doubts: Vec<String> = doubts.into_iter().collect();
+            Bond::Ambiguous { why: why("request", "root", others.len(), lone, missing, &doubts), others }
+        };
+        units.push(Unit { ask: Some(ask), root: None, bond });
+    }
+    units
 }
 
-/// One request fits one root and nothing else: unique, unless something could hide another candidate.
-fn only_pair(pair: (usize, usize), fit: Fit, asks: &[Ask<'_>], roots: &[&Root], around: Around<'_>) -> Bond {
-    let (ask, root) = (&asks[pair.0], roots[pair.1]);
-    let (from, until) = ask.window(around.config);
+/// Why it need not have come of any request that is held: then nothing follows from its having one.
+fn doubts_about(root: &Root, around: Around<'_>) -> Vec<String> {
+    let entered = root.entered();
+    let Config { start_within_ns, debug_start_within_ns, skew_ns, .. } = *around.config;
+    let longest = if root.entry.how == "start" { debug_start_within_ns } else { start_within_ns };
+    let skew = skew_ns.saturating_add(around.skews.of(&root.key.node));
+    let from = entered.saturating_sub(longest).saturating_sub(skew);
+    let mut doubts = Vec::new();
+    if let Some(nodes) = around.pods.contradicts(root) {
+        doubts.push(format!("the API server's records say that the pod runs on {nodes}"));
+    }
+    if root.first_exec().is_some_and(|(_, first)| first.program.argv_truncated_bytes > 0) {
+        doubts.push("the node carried only the beginning of argv".to_owned());
+    }
+    if around.pods.is_probe(root) {
+        doubts
+            .push("the command is also a probe or hook of this container, which the kubelet runs by itself".to_owned());
+    }
+    if root.entry.how == "unknown" {
+        doubts.push("how the root entered the container was not seen".to_owned());
+    }
+    if root.lost_candidates {
+        doubts.push("a request that fits the root was let go".to_owned());
+    }
+    if around.losses.audit_touching(from, entered.saturating_add(skew)) {
+        doubts.push("audit events were lost from which the root could have come".to_owned());
+    }
+    doubts
+}
+
+/// Request and root can only belong to each other: unique, unless something could hide another candidate. `eliminated`:
+/// others fit them, and belong elsewhere. (Of a root that is in doubt by itself nothing is forced.)
+fn only_pair(
+    pair: Unit,
+    fit: &Fit,
+    eliminated: bool,
+    asks: &[Ask<'_>],
+    roots: &[&Root],
+    around: Around<'_>,
+) -> Vec<Unit> {
+    let (Some(ask_at), Some(root_at)) = (pair.ask, pair.root) else { return Vec::new() };
+    let (ask, root) = (&asks[ask_at], roots[root_at]);
+    let (from, until) = ask.window(around.config, around.skews.of(&root.key.node));
     let mut doubts: Vec<String> = around
         .losses
         .touching(Some(&root.key.node), from, until.min(root.entered().saturating_add(around.config.skew_ns)))
@@ -119,24 +196,18 @@ fn only_pair(pair: (usize, usize), fit: Fit, asks: &[Ask<'_>], roots: &[&Root], 
         })
         .collect();
     doubts.dedup();
-    if let Some(nodes) = around.pods.contradicts(root) {
-        doubts.push(format!("the API server's records say that the pod runs on {nodes}"));
-    }
-    if !fit.whole {
-        doubts.push("the node carried only the beginning of argv".to_owned());
-    }
-    if around.pods.is_probe(root) {
-        doubts
-            .push("the command is also a probe or hook of this container, which the kubelet runs by itself".to_owned());
-    }
-    if root.entry.how == "unknown" {
-        doubts.push("how the root entered the container was not seen".to_owned());
-    }
     if !doubts.is_empty() {
-        return Bond::Ambiguous { pairs: vec![pair], why: doubts };
+        let bond = |other| Bond::Ambiguous { others: vec![other], why: doubts.clone() };
+        return vec![
+            Unit { ask: Some(ask_at), root: None, bond: bond(root_at) },
+            Unit { ask: None, root: Some(root_at), bond: bond(ask_at) },
+        ];
     }
-    let mut why =
-        vec!["one request fits one root by container, time and argv, and nothing else fits either".to_owned()];
+    let mut why = vec![if eliminated {
+        "they fit by container, time and argv, and the others that fit belong to each other".to_owned()
+    } else {
+        "one request fits one root by container, time and argv, and nothing else fits either".to_owned()
+    }];
     if let ArgvFit::Unrecorded = fit.argv {
         why.push("SPO's rule explains argv, but the audit record names no identifier".to_owned());
     }
@@ -146,27 +217,25 @@ fn only_pair(pair: (usize, usize), fit: Fit, asks: &[Ask<'_>], roots: &[&Root], 
     if root.entry.lineage != "observed" {
         why.push(format!("the root's lineage is {}", root.entry.lineage));
     }
-    Bond::Unique { fit, why }
+    vec![Unit { bond: Bond::Unique { fit: fit.clone(), why }, ..pair }]
 }
 
 /// Everything that `exact` asks for, in words; `None` where one thing is missing.
-fn exact_reasons(
-    ask: &Ask<'_>,
-    root: &Root,
-    fit: &Fit,
-    carriers: &BTreeMap<&str, u32>,
-    around: Around<'_>,
-) -> Option<Vec<String>> {
+fn exact_reasons(ask: &Ask<'_>, root: &Root, fit: &Fit, around: Around<'_>) -> Option<Vec<String>> {
     let uid = ask.lead().spo_uid()?;
-    let once = around.uid_uses.get(uid) == Some(&1);
-    if !once || root.entry.lineage != "observed" || !fit.whole || around.pods.contradicts(root).is_some() {
+    let once = around.identifiers.requests(uid) == 1;
+    if !once
+        || root.lost_candidates
+        || root.entry.lineage != "observed"
+        || !fit.whole
+        || around.pods.contradicts(root).is_some()
+    {
         return None;
     }
     let mut why = vec![format!("the API server recorded {SPO_UID}={uid} for this request and no other")];
     match &fit.argv {
         ArgvFit::Recorded { prefixed } => {
-            let variable = format!("{SPO_UID}={uid}");
-            if root.entry.how == "unknown" || carriers.get(variable.as_str()) != Some(&1) {
+            if root.entry.how == "unknown" || around.identifiers.carriers(uid) != 1 {
                 return None;
             }
             let place = if *prefixed { "behind env" } else { "in place of an argument that named it" };
@@ -194,53 +263,19 @@ fn exact_reasons(
     Some(why)
 }
 
-/// In how many roots' first argv each argument that is SPO's variable stands.
-fn carriers<'a>(roots: &[&'a Root]) -> BTreeMap<&'a str, u32> {
-    let mut carriers = BTreeMap::new();
-    for (_, first) in roots.iter().filter_map(|root| root.first_exec()) {
-        let marked: BTreeSet<&str> = first
-            .program
-            .argv
-            .iter()
-            .map(String::as_str)
-            .filter(|argument| argument.strip_prefix(SPO_UID).is_some_and(|rest| rest.starts_with('=')))
-            .collect();
-        for argument in marked {
-            *carriers.entry(argument).or_default() += 1;
-        }
+/// Why nothing is asserted of `this`. `lone`: the only one that fits fits nothing else.
+fn why(this: &str, other: &str, count: usize, lone: bool, missing: bool, doubts: &[String]) -> Vec<String> {
+    let mut why = Vec::new();
+    if !lone {
+        why.push(if count == 1 {
+            format!("the {other} that fits this {this} by container, time and argv fits others as well")
+        } else {
+            format!("{count} {other}s fit this {this} by container, time and argv")
+        });
     }
-    carriers
-}
-
-fn many(asks: usize, roots: usize) -> String {
-    format!(
-        "{asks} request{} and {roots} root{} fit each other by container, time and argv",
-        if asks == 1 { "" } else { "s" },
-        if roots == 1 { "" } else { "s" },
-    )
-}
-
-/// Connected components of requests and roots, each sorted; in the order of their first request, then root.
-fn connected(asks: usize, roots: usize, pairs: &BTreeMap<(usize, usize), Fit>) -> Vec<(Vec<usize>, Vec<usize>)> {
-    let mut parent: Vec<usize> = (0..asks + roots).collect();
-    for (ask, root) in pairs.keys() {
-        let (a, b) = (find(&mut parent, *ask), find(&mut parent, asks + root));
-        let (low, high) = (a.min(b), a.max(b));
-        parent[high] = low;
+    if missing {
+        why.push("more roots than requests fit each other here: one request is not known".to_owned());
     }
-    let mut members: BTreeMap<usize, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
-    for node in 0..asks + roots {
-        let group = members.entry(find(&mut parent, node)).or_default();
-        if node < asks { group.0.push(node) } else { group.1.push(node - asks) }
-    }
-    members.into_values().collect()
-}
-
-fn find(parent: &mut [usize], node: usize) -> usize {
-    let mut at = node;
-    while parent[at] != at {
-        parent[at] = parent[parent[at]];
-        at = parent[at];
-    }
-    at
+    why.extend(doubts.iter().cloned());
+    why
 }

@@ -1,15 +1,17 @@
 //! Letting go: what is finished and has been quiet for a while, and what has gone on for too long.
 
-use super::machine::{Join, Scope};
-use super::session::State;
-use super::{ids, story};
-use std::collections::{BTreeMap, VecDeque};
+use super::Join;
+use super::machine::Element;
+use super::scope::Scope;
+use super::story::Story;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Ids of what was let go, so that stragglers are known as such; the oldest are forgotten first.
 #[derive(Debug, Default)]
 pub(super) struct Gone {
-    ids: BTreeMap<Uuid, u64>,
+    ids: HashMap<Uuid, u64>,
     in_order: VecDeque<(u64, Uuid)>,
 }
 
@@ -18,7 +20,7 @@ impl Gone {
         self.ids.contains_key(id)
     }
 
-    fn add(&mut self, id: Uuid, now: u64) {
+    pub(super) fn add(&mut self, id: Uuid, now: u64) {
         self.ids.insert(id, now);
         self.in_order.push_back((now, id));
     }
@@ -37,98 +39,82 @@ impl Gone {
 }
 
 impl Join {
-    /// Lets go what is finished, and what has gone on for too long.
-    pub(super) fn sweep(&mut self) {
-        let config = self.config.clone();
-        let (now, horizon) = (self.now, config.horizon_ns);
+    /// Lets go of what a story tells where it is over for long enough, else remembers when to look again.
+    pub(super) fn let_go_or_wait(&mut self, scope: &Arc<Scope>, element: &Element, story: &Story) {
+        let config = &self.config;
         // Nothing but a request that comes late can still say something about a probe, and there are many.
-        let probe_horizon = horizon.min(config.audit_lateness_ns.saturating_add(config.start_within_ns));
-        for scope in self.scopes.keys().cloned().collect::<Vec<_>>() {
-            if self.dirty.contains(&scope) || self.due.contains_key(&scope) {
-                continue;
-            }
-            for part in self.stories(&scope).parts {
-                let began = part.requests.iter().map(|identity| identity.received).max();
-                let old = began.is_some_and(|began| began.saturating_add(config.longest_ns) < now);
-                let horizon = if part.probe { probe_horizon } else { horizon };
-                match part.idle_since {
-                    Some(idle) if idle.saturating_add(horizon) < now => self.let_go(&scope, part),
-                    None if part.workload => self.retire(&part, now.saturating_sub(config.debug_start_within_ns)),
-                    None if old => {
-                        self.counters.given_up += 1;
-                        self.let_go(&scope, part);
-                    }
-                    _ => {}
-                }
-            }
-            self.forget_exited(&scope);
-        }
-        self.scopes.retain(|_, held| !(held.attempts.is_empty() && held.roots.is_empty() && held.written.is_empty()));
-        let heard_of = now.saturating_sub(config.longest_ns);
-        self.containers.retain(|_, named| named.seen >= heard_of);
-        self.losses.forget_before(now.saturating_sub(config.longest_ns));
-        self.gone.forget(now.saturating_sub(horizon.saturating_mul(4)), config.max_gone);
-    }
-
-    /// Main processes of containers, once no request can be for them any more.
-    fn retire(&mut self, part: &story::Part, before: u64) {
-        for key in &part.roots {
-            if let Some((root, _)) =
-                self.roots.get_mut(key).filter(|(root, _)| root.entered().max(root.first_arrival()) < before)
-            {
-                root.retire();
-            }
+        let probe_horizon = config.horizon_ns.min(config.audit_lateness_ns.saturating_add(config.start_within_ns));
+        let horizon = if story.probe { probe_horizon } else { config.horizon_ns };
+        let over = story.idle_since.map(|idle| idle.saturating_add(horizon));
+        let at = match (&story.ask, &story.root) {
+            _ if over.is_some() => over,
+            // One that never ends: its close was lost, or it is open for days.
+            (Some(ask), _) => Some(ask.received.saturating_add(config.longest_ns)),
+            // A main process, once no request can be for it any more.
+            (None, Some(key)) if story.workload => self.roots.get(key).map(|rooted| {
+                let since = rooted.root.entered().max(rooted.root.first_arrival());
+                since.saturating_add(config.debug_start_within_ns)
+            }),
+            _ => None,
+        };
+        let Some(at) = at else { return };
+        if at >= self.now {
+            self.look_again(element, at);
+        } else if over.is_some() {
+            self.let_go(scope, story);
+        } else if story.ask.is_some() {
+            self.counters.given_up += 1;
+            self.let_go(scope, story);
+        } else if let Some(rooted) = story.root.as_ref().and_then(|key| self.roots.get_mut(key)) {
+            rooted.root.retire();
         }
     }
 
-    fn forget_exited(&mut self, scope: &Scope) {
-        let Some(held) = self.scopes.get_mut(scope) else { return };
-        let before = self.now.saturating_sub(self.config.horizon_ns);
-        held.written.retain(|id| {
-            let over = self
-                .written
-                .get(id)
-                .is_none_or(|written| written.session.state == State::Superseded && written.at < before);
-            if over {
-                self.written.remove(id);
+    fn look_again(&mut self, element: &Element, at: u64) {
+        let known = match element {
+            Element::Root(key) => self.roots.get_mut(key).map(|rooted| &mut rooted.release_at),
+            Element::Ask(scope, key) => {
+                let ask = self.scopes.get_mut(scope).and_then(|held| held.asks.get_mut(key));
+                ask.map(|ask| &mut ask.release_at)
             }
-            !over
-        });
-        held.roots.retain(|key| {
-            let Some((root, _)) = self.roots.get(key) else { return false };
-            let over = root.retired && !root.is_running() && root.last_seen < before;
-            if over {
-                self.roots.remove(key);
+        };
+        let Some(known) = known else { return };
+        if *known != Some(at) {
+            if let Some(before) = known.replace(at) {
+                self.release.remove(&(before, element.clone()));
             }
-            !over
-        });
+            self.release.insert((at, element.clone()));
+        }
     }
 
-    fn let_go(&mut self, scope: &Scope, part: story::Part) {
-        let Some(held) = self.scopes.get_mut(scope) else { return };
-        let mut uids = Vec::new();
-        for identity in &part.requests {
-            if let Some(attempt) = held.attempts.remove(identity) {
-                self.requests -= 1;
-                uids.extend(attempt.spo_uid().map(str::to_owned));
-                self.gone.add(ids::of_request(&self.config.cluster, identity), self.now);
-            }
-        }
-        for key in &part.roots {
-            held.roots.remove(key);
-            self.roots.remove(key);
-            self.gone.add(ids::of_root(&self.config.cluster, key), self.now);
-        }
-        for id in &part.sessions {
+    fn let_go(&mut self, scope: &Arc<Scope>, story: &Story) {
+        for id in story.absorbed.iter().chain(&story.session) {
             self.written.remove(id);
-            held.written.remove(id);
         }
-        if part.probe {
-            held.probes = held.probes.saturating_sub(1);
-            self.probes_let_go += 1;
+        if let Some(first) = &story.ask {
+            self.remove_ask(scope, first, !story.decided);
         }
-        for uid in uids {
-            self.forget_uid(Some(&uid));
+        if let Some(key) = &story.root {
+            self.remove_root(key);
+        }
+    }
+
+    /// What is not bound to one session.
+    pub(super) fn forget(&mut self) {
+        let heard_of = self.now.saturating_sub(self.config.longest_ns);
+        self.containers.retain(|_, named| named.seen >= heard_of);
+        self.losses.forget_before(heard_of);
+        let remembered = self.config.horizon_ns.saturating_mul(4);
+        self.gone.forget(self.now.saturating_sub(remembered), self.config.max_gone);
+        // Retired main processes are told of no more: when they have ended, nobody attaches to them either.
+        let before = self.now.saturating_sub(self.config.horizon_ns);
+        let over = self
+            .roots
+            .values()
+            .filter(|rooted| rooted.root.retired && !rooted.root.is_running() && rooted.root.last_seen < before);
+        let over: Vec<_> = over.map(|rooted| Arc::clone(&rooted.root.key)).collect();
+        for key in over {
+            self.remove_root(&key);
         }
     }
 }

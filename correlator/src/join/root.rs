@@ -12,7 +12,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RootKey {
     pub(super) node: Arc<str>,
-    pub(super) boot_id: String,
+    pub(super) boot_id: Arc<str>,
     pub(super) start_boottime_ns: u64,
     pub(super) pid: u32,
 }
@@ -52,7 +52,7 @@ pub(super) struct Start {
 pub(super) struct Root {
     /// Of the session that it would be alone.
     pub(super) id: Uuid,
-    pub(super) key: RootKey,
+    pub(super) key: Arc<RootKey>,
     pub(super) entry: Entry,
     /// By container id: descriptions of the same container, the best of each.
     containers: BTreeMap<String, Container>,
@@ -73,6 +73,10 @@ pub(super) struct Root {
     first_arrived: Option<u64>,
     /// How many records it has had.
     pub(super) version: u64,
+    /// How often something changed that decides which requests it fits.
+    pub(super) face: u64,
+    /// A request that fits it was let go while nothing was asserted of it.
+    pub(super) lost_candidates: bool,
     /// Its story is told or of no interest: only identity is kept, news are counted.
     pub(super) retired: bool,
 }
@@ -86,7 +90,7 @@ impl RootKey {
         }
         Some(Self {
             node: Arc::clone(node),
-            boot_id: record.boot_id.clone(),
+            boot_id: record.boot_id.as_str().into(),
             start_boottime_ns: root.start_boottime_ns,
             pid: root.pid,
         })
@@ -94,7 +98,7 @@ impl RootKey {
 }
 
 impl Root {
-    pub(super) fn new(id: Uuid, key: RootKey) -> Self {
+    pub(super) fn new(id: Uuid, key: Arc<RootKey>) -> Self {
         Self {
             id,
             key,
@@ -118,12 +122,17 @@ impl Root {
             arrived: 0,
             first_arrived: None,
             version: 0,
+            face: 0,
+            lost_candidates: false,
             retired: false,
         }
     }
 
     pub(super) fn add(&mut self, record: NodeRecord, config: &Config, now: u64) {
         let is_root_exec = matches!(&record.detail, Some(Detail::ProcessStart(start)) if start.is_session_root);
+        if is_root_exec || record.time_unix_ns < self.first_seen {
+            self.face += 1;
+        }
         self.first_seen = self.first_seen.min(record.time_unix_ns);
         self.last_seen = self.last_seen.max(record.time_unix_ns);
         self.arrived = self.arrived.max(now);
@@ -132,6 +141,7 @@ impl Root {
         if let Some(root) = record.session_root {
             let said = Entry { not_of_root: !is_root_exec, how: root.entry, rule: root.rule, lineage: root.lineage };
             if said < self.entry {
+                self.face += 1;
                 self.entry = said;
             }
         }
@@ -164,6 +174,7 @@ impl Root {
                 }
                 if is_root_process {
                     let said = (record.time_unix_ns, exit.exit_code);
+                    self.face += 1;
                     self.exit = Some(self.exit.map_or(said, |known| known.min(said)));
                 }
             }
@@ -185,6 +196,7 @@ impl Root {
         };
         if is_root_exec {
             let own = self.own_container.get_or_insert_with(|| said.id.clone());
+            self.face += 1;
             if said.id < *own {
                 own.clone_from(&said.id);
             }
@@ -192,10 +204,11 @@ impl Root {
         let many = self.containers.len() >= config.containers_per_root && !is_root_exec;
         match self.containers.get_mut(&said.id) {
             Some(known) if said < *known => *known = said,
-            Some(_) => {}
-            None if many => {}
+            Some(_) => return,
+            None if many => return,
             None => drop(self.containers.insert(said.id.clone(), said)),
         }
+        self.face += 1;
     }
 
     fn add_verdict(&mut self, id: String, verdict: v1::Verdict, config: &Config) {

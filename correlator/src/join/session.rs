@@ -6,7 +6,7 @@ use std::fmt;
 use uuid::Uuid;
 
 /// One remote access as far as it is known. A later revision with the same id replaces the whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Session {
     /// For good: of the first request's identity, or of the root's where there is no request.
     pub id: Uuid,
@@ -62,6 +62,37 @@ pub struct Session {
     pub attesters: Vec<String>,
 }
 
+impl Session {
+    /// The last revision of an id that is no session any more.
+    pub(super) fn empty(kind: Kind, start: Timestamp, place: Place) -> Self {
+        Self {
+            id: Uuid::nil(),
+            revision: 0,
+            kind,
+            evidence: Evidence::NodeOnly,
+            outcome: Outcome::Unrequested,
+            state: State::Superseded,
+            superseded_by: None,
+            start,
+            reasons: Vec::new(),
+            findings: Vec::new(),
+            claims: Vec::new(),
+            user: None,
+            request: None,
+            other_requests: Vec::new(),
+            place,
+            root: None,
+            ran: Vec::new(),
+            ran_not_listed: 0,
+            verdicts: Vec::new(),
+            candidates: Vec::new(),
+            losses: Vec::new(),
+            coverage: Vec::new(),
+            attesters: Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -89,7 +120,7 @@ pub enum Evidence {
     NodeOnly,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// 101 or 2xx: the API server let it pass. Not proof that anything ran.
@@ -104,7 +135,7 @@ pub enum Outcome {
     Unrequested,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Open,
@@ -113,7 +144,7 @@ pub enum State {
     Superseded,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionUser {
     pub username: String,
     pub groups: Vec<String>,
@@ -124,7 +155,7 @@ pub struct SessionUser {
     pub impersonated_groups: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Request {
     pub verb: String,
     pub uri: String,
@@ -150,7 +181,7 @@ pub struct Request {
     pub user_agent: String,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     pub cluster: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -165,7 +196,7 @@ pub struct Place {
     pub container_id: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RootProcess {
     pub node: String,
     pub boot_id: String,
@@ -185,7 +216,7 @@ pub struct RootProcess {
     pub exit_code: Option<i32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ran {
     pub time: Timestamp,
     pub pid: u32,
@@ -203,7 +234,7 @@ pub struct Ran {
     pub record: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VerdictCount {
     pub syscall: String,
     /// executed, failed, unknown; empty for syscalls other than execve and execveat.
@@ -212,7 +243,7 @@ pub struct VerdictCount {
 }
 
 /// The other half of a pair that is not asserted, by its session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Candidate {
     pub session: Uuid,
     pub side: Side,
@@ -221,14 +252,14 @@ pub struct Candidate {
     pub who: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     Request,
     Root,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LossNote {
     /// `node/<name>` or `audit`.
     pub stream: String,

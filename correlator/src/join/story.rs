@@ -1,166 +1,224 @@
-//! Sessions from groups: what is said of each, and when it may be said.
+//! Sessions from units: what is said of each, and when it may be said.
 
 use super::ask::Ask;
-use super::matching::{Around, Bond, Group, groups};
+use super::attempt::RequestKey;
+use super::matching::{Bond, Unit};
 use super::root::{Root, RootKey};
 use super::session::{Candidate, Evidence, Kind, Outcome, Session, Side};
 use super::telling::{Teller, is_open};
-use crate::audit::{AccessKind, Identity};
+use crate::audit::AccessKind;
 use crate::timestamp::Timestamp;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use uuid::Uuid;
 
-/// A session as it stands, and when it may be written.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) session: Session,
-    pub(super) ready: Ready,
-    /// Only as a correction of what was already written.
-    pub(super) silent: bool,
-    /// Of everything that it was told from: equal ones tell the same.
-    pub(super) signature: u64,
-}
-
 /// When a first revision may be written: at `at`, or as soon as the watermark of a side is past a time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Ready {
-    pub(super) at: u64,
+    pub(super) at: Option<u64>,
     pub(super) nodes_past: Option<u64>,
     pub(super) audit_past: Option<u64>,
 }
 
-/// What can be let go together: nothing outside of it depends on it.
+/// Whether a session is to be told now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tell {
+    Now,
+    /// It was told from the same facts.
+    Unchanged,
+    /// Not before this time, unless a watermark allows it.
+    NotBefore(u64),
+    /// Only a watermark allows it.
+    Waiting,
+}
+
+/// What one unit comes to.
 #[derive(Debug)]
-pub(super) struct Part {
-    pub(super) requests: Vec<Identity>,
-    pub(super) roots: Vec<RootKey>,
-    pub(super) sessions: Vec<Uuid>,
+pub(super) struct Story {
+    pub(super) ask: Option<RequestKey>,
+    pub(super) root: Option<Arc<RootKey>>,
+    /// The session that tells of it; `None` where none does.
+    pub(super) session: Option<Uuid>,
+    /// Ids that are no session of their own (any more).
+    pub(super) absorbed: Vec<Uuid>,
+    /// What is to be written, and the signature of everything that it was told from.
+    pub(super) draft: Option<(Session, u64)>,
+    pub(super) tell: Tell,
+    pub(super) ready: Ready,
     /// Since when nothing of it moves; `None` while something is open or running.
     pub(super) idle_since: Option<u64>,
-    /// Container main processes and the like, of which no session tells.
-    pub(super) workload: bool,
-    /// A probe's root.
+    /// Something is asserted of it, or it stands alone: letting it go takes no candidate from others.
+    pub(super) decided: bool,
     pub(super) probe: bool,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Stories {
-    pub(super) drafts: Vec<Draft>,
-    /// Written sessions of which nothing has changed since.
-    pub(super) unchanged: Vec<Uuid>,
-    /// Ids that are no session of their own (any more), and the session that tells their story.
-    pub(super) absorbed: Vec<(Uuid, Uuid)>,
-    pub(super) parts: Vec<Part>,
-    pub(super) probes: u64,
-}
-
-/// `mains`: main processes of the pod's containers, for the sessions that attach to them. `written`: the signature with
-/// which a session was last written; what would be told with the same one again is left out.
-pub(super) fn stories(
-    cluster: &str,
-    asks: &[Ask<'_>],
-    roots: &[&Root],
-    mains: &[&Root],
-    around: Around<'_>,
-    written: &dyn Fn(&Uuid) -> Option<u64>,
-) -> Stories {
-    let mut stories = Stories::default();
-    for ask in asks {
-        let others = ask.tries.iter().skip(1).chain(&ask.attaches);
-        stories.absorbed.extend(others.map(|attempt| (attempt.id, ask.id)));
-    }
-    let teller = Teller { cluster, asks, roots, mains, around };
-    for group in groups(asks, roots, around) {
-        let before = stories.drafts.len();
-        let (mut workload, mut probe) = (false, false);
-        let signature = teller.signature(&group);
-        let ids = teller.ids(&group);
-        if ids.iter().all(|id| written(id) == Some(signature)) {
-            if let (Bond::Exact { .. } | Bond::Unique { .. }, [ask], [root]) =
-                (&group.bond, group.asks.as_slice(), group.roots.as_slice())
-            {
-                stories.absorbed.push((roots[*root].id, asks[*ask].id));
-            }
-            if let (Bond::Alone, [root]) = (&group.bond, group.roots.as_slice()) {
-                probe = around.pods.is_probe(roots[*root]);
-                stories.probes += u64::from(probe);
-            }
-            stories.unchanged.extend(&ids);
-            stories.parts.push(Part { sessions: ids, workload, probe, ..teller.part(&group) });
-            continue;
-        }
-        if let (Bond::Alone, [root]) = (&group.bond, group.roots.as_slice())
-            && around.pods.is_probe(roots[*root])
-            && written(&ids[0]).is_none()
-        {
-            // Nothing is ever written of most probes.
-            stories.probes += 1;
-            stories.parts.push(Part { probe: true, ..teller.part(&group) });
-            continue;
-        }
-        match &group.bond {
-            Bond::Exact { fit, why } | Bond::Unique { fit, why } => {
-                let evidence =
-                    if matches!(group.bond, Bond::Exact { .. }) { Evidence::Exact } else { Evidence::Unique };
-                let (ask, root) = (&asks[group.asks[0]], roots[group.roots[0]]);
-                let told = teller.asked(ask, Some((root, &fit.argv)), evidence, why.clone(), Vec::new());
-                stories.absorbed.push((root.id, ask.id));
-                stories.drafts.push(told);
-            }
-            Bond::Ambiguous { pairs, why } => teller.ambiguous(&group, pairs, why, &mut stories.drafts),
-            Bond::Alone => match (group.asks.first(), group.roots.first()) {
-                (Some(ask), _) => stories.drafts.push(teller.unanswered(&asks[*ask])),
-                (None, Some(root)) => {
-                    let told = teller.unrequested(roots[*root]);
-                    workload = told.is_none();
-                    probe = told.as_ref().is_some_and(|draft| draft.session.kind == Kind::Probe);
-                    stories.probes += u64::from(probe);
-                    stories.drafts.extend(told);
-                }
-                (None, None) => {}
-            },
-        }
-        let sessions = stories.drafts[before..].iter().map(|draft| draft.session.id).collect();
-        for draft in &mut stories.drafts[before..] {
-            draft.signature = signature;
-        }
-        let part = Part { sessions, workload, probe, ..teller.part(&group) };
-        stories.parts.push(part);
-    }
-    stories
+    /// A container's main process and the like, of which no session tells.
+    pub(super) workload: bool,
 }
 
 impl Teller<'_> {
-    fn ambiguous(&self, group: &Group, pairs: &[(usize, usize)], why: &[String], drafts: &mut Vec<Draft>) {
-        let kinds: BTreeSet<Kind> = group.asks.iter().map(|ask| self.asks[*ask].kind()).collect();
-        for &at in &group.asks {
-            let candidates: Vec<Candidate> =
-                pairs.iter().filter(|pair| pair.0 == at).map(|pair| self.root_candidate(self.roots[pair.1])).collect();
-            drafts.push(self.asked(&self.asks[at], None, Evidence::Ambiguous, why.to_vec(), candidates));
+    /// `tell` decides by session, signature and readiness; `silent` ones are only ever told to correct what was written.
+    pub(super) fn story(&self, unit: &Unit, tell: &dyn Fn(Uuid, u64, Ready, bool) -> Tell) -> Story {
+        let ask = unit.ask.map(|at| &self.component.asks[at]);
+        let root = unit.root.map(|at| self.component.roots[at]);
+        let probe = ask.is_none()
+            && matches!(unit.bond, Bond::Alone)
+            && root.is_some_and(|root| self.around.pods.is_probe(root));
+        let workload = ask.is_none() && matches!(unit.bond, Bond::Alone) && !probe && root.is_some_and(is_workload);
+        let attempts = || ask.into_iter().flat_map(|ask| ask.tries.iter().chain(&ask.attaches));
+        let session = ask.map(|ask| ask.id).or_else(|| root.map(|root| root.id)).filter(|_| !workload);
+        let absorbed = attempts().map(|attempt| attempt.id).chain(root.map(|root| root.id));
+        let absorbed = absorbed.filter(|id| Some(*id) != session).collect();
+        let ready = self.ready(unit, ask, root);
+        let signature = self.signature(unit, ask, root);
+        let tell = session.map_or(Tell::Unchanged, |id| tell(id, signature, ready, probe));
+        let draft = (tell == Tell::Now).then(|| self.draft(unit, ask, root, probe)).flatten();
+        Story {
+            ask: ask.map(|ask| Arc::clone(&ask.first().identity)),
+            root: root.map(|root| Arc::clone(&root.key)),
+            session,
+            absorbed,
+            draft: draft.map(|session| (session, signature)),
+            tell,
+            ready,
+            idle_since: self.idle_since(ask, root),
+            decided: matches!(unit.bond, Bond::Exact { .. } | Bond::Unique { .. }),
+            probe,
+            workload,
         }
-        for &at in &group.roots {
-            let root = self.roots[at];
-            let mut draft = self.of_root(root, Evidence::Ambiguous, why.to_vec());
-            // What it is for sure; of several kinds none.
-            if let [kind] = kinds.iter().collect::<Vec<_>>().as_slice() {
-                draft.session.kind = **kind;
+    }
+
+    fn draft(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>, probe: bool) -> Option<Session> {
+        match (&unit.bond, ask, root) {
+            (Bond::Exact { fit, why }, Some(ask), Some(root)) => {
+                Some(self.asked(ask, Some((root, &fit.argv)), Evidence::Exact, why.clone(), Vec::new()))
             }
-            draft.session.candidates = pairs
-                .iter()
-                .filter(|pair| pair.1 == at)
-                .map(|pair| {
-                    let ask = &self.asks[pair.0];
-                    Candidate {
-                        session: ask.id,
-                        side: Side::Request,
-                        time: Timestamp(ask.first().identity.received),
-                        who: who(ask),
+            (Bond::Unique { fit, why }, Some(ask), Some(root)) => {
+                Some(self.asked(ask, Some((root, &fit.argv)), Evidence::Unique, why.clone(), Vec::new()))
+            }
+            (Bond::Ambiguous { others, why }, Some(ask), _) => {
+                let roots = others.iter().map(|at| self.component.roots[*at]);
+                let candidates = roots.map(|root| self.root_candidate(root)).collect();
+                Some(self.asked(ask, None, Evidence::Ambiguous, why.clone(), candidates))
+            }
+            (Bond::Ambiguous { others, why }, None, Some(root)) => {
+                let asks: Vec<&Ask<'_>> = others.iter().map(|at| &self.component.asks[*at]).collect();
+                Some(self.ambiguous_root(root, &asks, why.clone()))
+            }
+            (Bond::Crowded, Some(ask), _) => {
+                let roots = self.component.crowded_asks.get(&unit.ask?)?;
+                let candidates = roots.iter().map(|root| self.root_candidate(root)).collect();
+                Some(self.asked(ask, None, Evidence::Ambiguous, vec![self.too_many("roots", "request")], candidates))
+            }
+            (Bond::Crowded, None, Some(root)) => {
+                let asks: Vec<&Ask<'_>> = self.component.crowded_roots.get(&unit.root?)?.iter().collect();
+                Some(self.ambiguous_root(root, &asks, vec![self.too_many("requests", "root")]))
+            }
+            (_, Some(ask), _) => Some(self.unanswered(ask)),
+            (_, None, Some(root)) => self.unrequested(root, probe),
+            (_, None, None) => None,
+        }
+    }
+
+    fn too_many(&self, others: &str, this: &str) -> String {
+        let most = self.around.config.max_candidates;
+        format!("more than {most} {others} fit this {this} by container, time and argv; {most} of them are named")
+    }
+
+    fn ambiguous_root(&self, root: &Root, asks: &[&Ask<'_>], why: Vec<String>) -> Session {
+        let mut session = self.of_root(root, Evidence::Ambiguous, why);
+        let kinds: BTreeSet<Kind> = asks.iter().map(|ask| ask.kind()).collect();
+        // What it is for sure; of several kinds none.
+        if let [kind] = kinds.iter().collect::<Vec<_>>().as_slice() {
+            session.kind = **kind;
+        }
+        session.candidates = asks
+            .iter()
+            .map(|ask| Candidate {
+                session: ask.id,
+                side: Side::Request,
+                time: Timestamp(ask.first().identity.received),
+                who: who(ask),
+            })
+            .collect();
+        session
+    }
+
+    fn ready(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> Ready {
+        let config = self.around.config;
+        let attempts = ask.into_iter().flat_map(|ask| ask.tries.iter().chain(&ask.attaches));
+        let arrived = attempts.map(|attempt| attempt.arrived).chain(root.map(Root::first_arrival)).max();
+        let soon = Ready { at: Some(arrived.unwrap_or_default().saturating_add(config.settle_ns)), ..Ready::default() };
+        match (&unit.bond, ask, root) {
+            (Bond::Alone, Some(ask), _) if ask.lead().expects_root() && ask.lead().could_have_run() => {
+                let (_, until) = ask.window(config, self.around.skews.widest());
+                // Old requests may come with a file while the agents are still to connect.
+                let at = until.max(ask.lead().arrived).saturating_add(config.node_patience_ns);
+                Ready { at: self.no_nodes.then_some(at), nodes_past: Some(until), audit_past: None }
+            }
+            (Bond::Alone, None, Some(root)) => {
+                let entered = root.entered();
+                let skew = config.skew_ns.saturating_add(self.around.skews.of(&root.key.node));
+                Ready {
+                    at: Some(entered.max(root.first_arrival()).saturating_add(config.audit_lateness_ns)),
+                    nodes_past: None,
+                    // A request that fits it arrives before it, but for the skew of the clocks.
+                    audit_past: Some(entered.saturating_add(skew)),
+                }
+            }
+            _ => soon,
+        }
+    }
+
+    fn signature(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        if let Some(ask) = ask {
+            for attempt in ask.tries.iter().chain(&ask.attaches) {
+                (attempt.id, attempt.version).hash(&mut hasher);
+            }
+            (self.knowledge_of_ask)(&ask.first().identity).hash(&mut hasher);
+            if !ask.lead().expects_root() {
+                // An attach names one of them, and it may exit.
+                for main in &self.mains {
+                    (main.id, main.exit, main.container().map(|container| &container.name)).hash(&mut hasher);
+                }
+            }
+        }
+        if let Some(root) = root {
+            (root.id, root.version, (self.knowledge_of_root)(&root.key)).hash(&mut hasher);
+        }
+        match &unit.bond {
+            Bond::Exact { why, .. } => (0, why).hash(&mut hasher),
+            Bond::Unique { why, .. } => (1, why).hash(&mut hasher),
+            Bond::Ambiguous { others, why } => {
+                (2, why).hash(&mut hasher);
+                for other in others {
+                    match ask {
+                        Some(_) => {
+                            let root = self.component.roots[*other];
+                            (root.id, root.entered()).hash(&mut hasher);
+                        }
+                        None => self.component.asks[*other].id.hash(&mut hasher),
                     }
-                })
-                .collect();
-            draft.ready = self.soon(root.arrived);
-            drafts.push(draft);
+                }
+            }
+            Bond::Crowded => 3.hash(&mut hasher),
+            Bond::Alone => 4.hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+
+    fn idle_since(&self, ask: Option<&Ask<'_>>, root: Option<&Root>) -> Option<u64> {
+        let asked = ask.map(|ask| {
+            let (_, until) = ask.window(self.around.config, 0);
+            let arrived = ask.tries.iter().chain(&ask.attaches).map(|attempt| attempt.arrived).max();
+            let idle = until.max(ask.closed_at().unwrap_or(0)).max(arrived.unwrap_or_default());
+            (!is_open(ask, None)).then_some(idle)
+        });
+        // Counted from its arrival where that was later: what comes from a buffer or a file is old already.
+        let ran = root.map(|root| (!root.is_running()).then_some(root.last_seen.max(root.arrived)));
+        match (asked, ran) {
+            (Some(asked), Some(ran)) => Some(asked?.max(ran?)),
+            (one, other) => one.or(other).flatten(),
         }
     }
 
@@ -174,9 +232,9 @@ impl Teller<'_> {
     }
 
     /// A request without any root that fits.
-    fn unanswered(&self, ask: &Ask<'_>) -> Draft {
+    fn unanswered(&self, ask: &Ask<'_>) -> Session {
         let lead = ask.lead();
-        let (from, until) = ask.window(self.around.config);
+        let (from, until) = ask.window(self.around.config, self.around.skews.widest());
         let why = match (lead.outcome(), lead.access.kind) {
             (Outcome::Denied | Outcome::Failed, _) if !lead.could_have_run() => {
                 format!("the API server answered {}: nothing was started", lead.code().unwrap_or_default())
@@ -195,35 +253,29 @@ impl Teller<'_> {
         if expects && self.around.losses.touching(None, from, until).any(|loss| loss.hides_others()) {
             why.push("records were lost in the request's window: it may have run all the same".to_owned());
         }
-        let mut draft = self.asked(ask, None, Evidence::AuditOnly, why, Vec::new());
+        if expects && let Some(silent) = &self.silent_nodes {
+            why.push(format!("nothing is heard of {silent}: it may have run there"));
+        }
+        let mut session = self.asked(ask, None, Evidence::AuditOnly, why, Vec::new());
         if matches!(lead.access.kind, AccessKind::Attach | AccessKind::ProxyAttach) && lead.could_have_run() {
-            self.name_main_process(ask, &mut draft.session);
+            self.name_main_process(ask, &mut session);
         }
-        if expects {
-            // Old requests may come with a file while the agents are still to connect.
-            let from = until.max(lead.arrived);
-            let at = from.saturating_add(self.around.config.node_patience_ns);
-            draft.ready = Ready { at, nodes_past: Some(until), audit_past: None };
-        }
-        draft
+        session
     }
 
     /// A root that no request explains; `None` where that is as it should be.
-    fn unrequested(&self, root: &Root) -> Option<Draft> {
-        let entry = root.entry.how.as_str();
-        if self.around.pods.is_probe(root) {
+    fn unrequested(&self, root: &Root, probe: bool) -> Option<Session> {
+        if probe {
             let why = vec!["the kubelet's own: the command is a probe or hook of this container".to_owned()];
-            let mut draft = self.of_root(root, Evidence::NodeOnly, why);
-            draft.session.kind = Kind::Probe;
-            draft.silent = true;
-            return Some(draft);
+            let mut session = self.of_root(root, Evidence::NodeOnly, why);
+            session.kind = Kind::Probe;
+            return Some(session);
         }
-        let how = match entry {
+        let how = match root.entry.how.as_str() {
             "exec" => "it entered by the runtime's exec",
             "exec_sync" => "it entered by the runtime's synchronous exec, and its command is no known probe or hook",
             "namespace_entry" => "a process of the host entered the container's namespaces without being in its cgroup",
             "other" => "it entered in no way that is known",
-            // Main processes, and what was running before the agent came.
             _ => return None,
         };
         let mut why = vec![how.to_owned(), "no audit record asks for it".to_owned()];
@@ -233,75 +285,19 @@ impl Teller<'_> {
         if root.container().is_none_or(|container| container.pod.is_empty()) {
             why.push("the names of its pod and container are not known, so no request could be compared".to_owned());
         }
-        let mut draft = self.of_root(root, Evidence::NodeOnly, why);
-        let entered = root.entered();
-        let patience = self.around.config.audit_lateness_ns;
-        draft.ready = Ready {
-            at: entered.max(root.first_arrival()).saturating_add(patience),
-            nodes_past: None,
-            // A request that fits it arrives before it, but for the skew of the clocks.
-            audit_past: Some(entered.saturating_add(self.around.config.skew_ns)),
-        };
-        Some(draft)
-    }
-
-    /// The sessions that tell of a group.
-    fn ids(&self, group: &Group) -> Vec<Uuid> {
-        let of_roots: &[usize] = match group.bond {
-            Bond::Exact { .. } | Bond::Unique { .. } => &[],
-            Bond::Ambiguous { .. } | Bond::Alone => &group.roots,
-        };
-        let asks = group.asks.iter().map(|at| self.asks[*at].id);
-        asks.chain(of_roots.iter().map(|at| self.roots[*at].id)).collect()
-    }
-
-    fn signature(&self, group: &Group) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for ask in group.asks.iter().map(|at| &self.asks[*at]) {
-            for attempt in ask.tries.iter().chain(&ask.attaches) {
-                (&attempt.identity, attempt.version).hash(&mut hasher);
-            }
-            if !ask.lead().expects_root() {
-                // An attach names one of them, and it may exit.
-                for main in self.mains {
-                    (&main.key, main.exit, main.container().map(|container| &container.name)).hash(&mut hasher);
-                }
-            }
+        if root.lost_candidates {
+            why.push("requests that fitted it, and others, were let go".to_owned());
         }
-        for root in group.roots.iter().map(|at| self.roots[*at]) {
-            (&root.key, root.version).hash(&mut hasher);
+        if let Some(since) = self.audit_silent_since {
+            why.push(format!("no audit record of any kind came since {}", Timestamp(since)));
         }
-        let bond = match group.bond {
-            Bond::Exact { .. } => 0,
-            Bond::Unique { .. } => 1,
-            Bond::Ambiguous { .. } => 2,
-            Bond::Alone => 3,
-        };
-        (bond, self.around.knowledge).hash(&mut hasher);
-        hasher.finish()
+        Some(self.of_root(root, Evidence::NodeOnly, why))
     }
+}
 
-    fn part(&self, group: &Group) -> Part {
-        let asks = || group.asks.iter().map(|at| &self.asks[*at]);
-        let roots = || group.roots.iter().map(|at| self.roots[*at]);
-        let attempts = || asks().flat_map(|ask| ask.tries.iter().chain(&ask.attaches));
-        let asks_idle = asks().map(|ask| {
-            let (_, until) = ask.window(self.around.config);
-            (!is_open(ask, None)).then(|| until.max(ask.closed_at().unwrap_or(0)))
-        });
-        let roots_idle = roots().map(|root| (!root.is_running()).then_some(root.last_seen));
-        // Counted from its arrival where that was later: what comes from a buffer or a file is old already.
-        let arrived = attempts().map(|attempt| attempt.arrived).chain(roots().map(|root| root.arrived)).map(Some);
-        let idle: Option<Vec<u64>> = asks_idle.chain(roots_idle).chain(arrived).collect();
-        Part {
-            requests: attempts().map(|attempt| attempt.identity.clone()).collect(),
-            roots: roots().map(|root| root.key.clone()).collect(),
-            sessions: Vec::new(),
-            idle_since: idle.and_then(|times| times.into_iter().max()),
-            workload: false,
-            probe: false,
-        }
-    }
+/// Main processes, and what was running before the agent came.
+fn is_workload(root: &Root) -> bool {
+    !matches!(root.entry.how.as_str(), "exec" | "exec_sync" | "namespace_entry" | "other")
 }
 
 fn who(ask: &Ask<'_>) -> String {

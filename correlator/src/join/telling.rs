@@ -3,22 +3,27 @@
 use super::ask::Ask;
 use super::fit::ArgvFit;
 use super::knowledge::Losses;
-use super::matching::Around;
-use super::root::Root;
+use super::matching::{Around, Component};
+use super::root::{Root, RootKey};
 use super::session::{
     Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Session, SessionUser, State,
 };
-use super::story::{Draft, Ready};
-use crate::audit::SPO_UID;
+use crate::audit::{Identity, SPO_UID};
 use crate::timestamp::Timestamp;
 use std::collections::BTreeSet;
 
 pub(super) struct Teller<'a> {
     pub(super) cluster: &'a str,
-    pub(super) asks: &'a [Ask<'a>],
-    pub(super) roots: &'a [&'a Root],
+    pub(super) component: &'a Component<'a>,
     /// Main processes of the pod's containers, also those whose own story is over.
-    pub(super) mains: &'a [&'a Root],
+    pub(super) mains: Vec<&'a Root>,
+    pub(super) knowledge_of_ask: &'a dyn Fn(&Identity) -> u64,
+    pub(super) knowledge_of_root: &'a dyn Fn(&RootKey) -> u64,
+    /// No node has ever said how far it is.
+    pub(super) no_nodes: bool,
+    /// Nodes of which nothing is heard any more, in words.
+    pub(super) silent_nodes: Option<String>,
+    pub(super) audit_silent_since: Option<u64>,
     pub(super) around: Around<'a>,
 }
 
@@ -30,7 +35,7 @@ impl Teller<'_> {
         evidence: Evidence,
         mut reasons: Vec<String>,
         candidates: Vec<Candidate>,
-    ) -> Draft {
+    ) -> Session {
         let (lead, first) = (ask.lead(), ask.first());
         let closed_at = ask.closed_at();
         if ask.tries.len() > 1 {
@@ -97,7 +102,7 @@ impl Teller<'_> {
             attesters: Vec::new(),
         };
         self.findings_of_request(ask, &mut session);
-        let (from, until) = ask.window(self.around.config);
+        let (from, until) = ask.window(self.around.config, self.around.skews.widest());
         let mut last = until;
         if let Some((root, argv)) = root {
             self.add_root(root, closed_at, &mut session);
@@ -120,9 +125,11 @@ impl Teller<'_> {
             .map(|route| format!("audit/{route}"))
             .collect();
         session.attesters = routes.into_iter().chain(session.attesters).collect();
-        let arrived = ask.tries.iter().chain(&ask.attaches).map(|attempt| attempt.arrived).max().unwrap_or_default();
-        let arrived = root.map_or(arrived, |(root, _)| root.first_arrival().max(arrived));
-        Draft { session, ready: self.soon(arrived), silent: false, signature: 0 }
+        session
+    }
+
+    fn coverage(&self, place: &Place, until: u64) -> Vec<String> {
+        self.around.checks.notes(place.node.as_deref(), Some(&place.namespace), until)
     }
 
     fn findings_of_request(&self, ask: &Ask<'_>, session: &mut Session) {
@@ -138,7 +145,7 @@ impl Teller<'_> {
         }
     }
 
-    pub(super) fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Draft {
+    pub(super) fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Session {
         let container = root.container().cloned().unwrap_or_default();
         let mut session = Session {
             id: root.id,
@@ -176,7 +183,7 @@ impl Teller<'_> {
         self.add_root(root, None, &mut session);
         session.claims = claims(&session, None);
         session.coverage = self.coverage(&session.place, root.last_seen);
-        Draft { session, ready: self.soon(root.arrived), silent: false, signature: 0 }
+        session
     }
 
     fn add_root(&self, root: &Root, closed_at: Option<u64>, session: &mut Session) {
@@ -230,14 +237,6 @@ impl Teller<'_> {
         }
         session.attesters.push(format!("node/{}", main.key.node));
     }
-
-    fn coverage(&self, place: &Place, until: u64) -> Vec<String> {
-        self.around.checks.notes(place.node.as_deref(), Some(&place.namespace), until)
-    }
-
-    pub(super) fn soon(&self, arrived: u64) -> Ready {
-        Ready { at: arrived.saturating_add(self.around.config.settle_ns), nodes_past: None, audit_past: None }
-    }
 }
 
 /// A stream of it is open; or, where containers were made for it, their main process runs.
@@ -255,7 +254,7 @@ pub(super) fn is_open(ask: &Ask<'_>, root: Option<&Root>) -> bool {
 fn process(root: &Root) -> RootProcess {
     RootProcess {
         node: root.key.node.to_string(),
-        boot_id: root.key.boot_id.clone(),
+        boot_id: root.key.boot_id.to_string(),
         pid: root.key.pid,
         start_boottime_ns: root.key.start_boottime_ns,
         entry: root.entry.how.clone(),

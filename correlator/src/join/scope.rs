@@ -1,0 +1,209 @@
+//! One pod's requests and roots, and how they are found.
+
+use super::Config;
+use super::ask::{Ask, RETRY_WITHIN_NS, fold};
+use super::attempt::{Attempt, RequestKey};
+use super::place::{AskPlace, Index};
+use super::root::RootKey;
+use crate::audit::{AccessKind, Identity};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+/// Requests and roots that can only belong to each other.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Scope {
+    Pod {
+        namespace: String,
+        pod: String,
+    },
+    /// The names of its pod are not known.
+    Nameless(Arc<RootKey>),
+}
+
+/// A request that stands for itself, with its retries and attaches: [`Ask`] by keys.
+#[derive(Debug, Default)]
+pub(super) struct Folded {
+    pub(super) tries: Vec<RequestKey>,
+    pub(super) attaches: Vec<RequestKey>,
+    pub(super) place: AskPlace,
+    /// Counts news of pods, losses and identifiers that touch it.
+    pub(super) knowledge: u64,
+    pub(super) release_at: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) attempts: BTreeMap<RequestKey, Attempt>,
+    /// By the first try.
+    pub(super) asks: BTreeMap<RequestKey, Folded>,
+    /// The first try of those that are not it.
+    part_of: BTreeMap<RequestKey, RequestKey>,
+    /// Requests that may belong together, by user and what they ask for.
+    classes: BTreeMap<u64, BTreeSet<RequestKey>>,
+    pub(super) roots: BTreeSet<Arc<RootKey>>,
+    /// Those that are main processes of containers.
+    pub(super) mains: BTreeSet<Arc<RootKey>>,
+    pub(super) index: Index,
+    pub(super) dirty_asks: BTreeSet<RequestKey>,
+    pub(super) dirty_roots: BTreeSet<Arc<RootKey>>,
+}
+
+impl Held {
+    pub(super) fn is_empty(&self) -> bool {
+        self.attempts.is_empty() && self.roots.is_empty()
+    }
+
+    pub(super) fn ask(&self, first: &Identity) -> Option<Ask<'_>> {
+        let folded = self.asks.get(first)?;
+        let of = |keys: &[RequestKey]| keys.iter().filter_map(|key| self.attempts.get(key)).collect::<Vec<_>>();
+        let tries = of(&folded.tries);
+        let id = tries.first()?.id;
+        Some(Ask { id, tries, attaches: of(&folded.attaches) })
+    }
+
+    /// An attempt is new or has changed: groups it and those that this may regroup anew.
+    pub(super) fn refold(&mut self, key: &RequestKey, config: &Config, widen: u64) {
+        let Some(attempt) = self.attempts.get(key) else { return };
+        self.classes.entry(class(attempt)).or_default().insert(Arc::clone(key));
+        let mut related = self.related(key);
+        let first = self.part_of.get(key).unwrap_or(key);
+        for member in self.asks.get(first).into_iter().flat_map(|ask| ask.tries.iter().chain(&ask.attaches)) {
+            related.append(&mut self.related(member));
+        }
+        // An ask is taken apart as a whole.
+        let firsts: BTreeSet<RequestKey> =
+            related.iter().map(|key| self.part_of.get(key).unwrap_or(key)).map(Arc::clone).collect();
+        let mut before = BTreeMap::new();
+        for first in firsts {
+            if let Some(ask) = self.asks.remove(&first) {
+                related.extend(ask.tries.iter().chain(&ask.attaches).map(Arc::clone));
+                self.index.remove_ask(&ask.place, &first);
+                self.touch_near(&ask.place);
+                before.insert(first, ask);
+            }
+        }
+        for key in &related {
+            self.part_of.remove(key);
+        }
+        let folded: Vec<(RequestKey, Folded)> = fold(related.iter().filter_map(|key| self.attempts.get(key)))
+            .into_iter()
+            .map(|ask| {
+                let keys =
+                    |attempts: &[&Attempt]| attempts.iter().map(|attempt| Arc::clone(&attempt.identity)).collect();
+                let place = AskPlace::of(&ask, config, widen);
+                let (tries, attaches) = (keys(&ask.tries), keys(&ask.attaches));
+                (Arc::clone(&ask.first().identity), Folded { tries, attaches, place, ..Folded::default() })
+            })
+            .collect();
+        for (first, mut ask) in folded {
+            if let Some(before) = before.get(&first) {
+                ask.knowledge = before.knowledge;
+                ask.release_at = before.release_at;
+            }
+            for other in ask.tries.iter().skip(1).chain(&ask.attaches) {
+                self.part_of.insert(Arc::clone(other), Arc::clone(&first));
+            }
+            self.index.add_ask(&ask.place, &first);
+            self.touch_near(&ask.place);
+            self.dirty_asks.insert(Arc::clone(&first));
+            self.asks.insert(first, ask);
+        }
+    }
+
+    /// Everything stands where it did, but the windows are others.
+    pub(super) fn replace_all(&mut self, config: &Config, widen: u64) {
+        let firsts: Vec<RequestKey> = self.asks.keys().map(Arc::clone).collect();
+        for first in firsts {
+            let Some(place) = self.ask(&first).map(|ask| AskPlace::of(&ask, config, widen)) else { continue };
+            if let Some(ask) = self.asks.get_mut(&first) {
+                self.index.remove_ask(&ask.place, &first);
+                self.index.add_ask(&place, &first);
+                ask.place = place;
+                ask.knowledge += 1;
+            }
+            self.dirty_asks.insert(first);
+        }
+        self.dirty_roots.extend(self.roots.iter().map(Arc::clone));
+    }
+
+    /// Whoever could fit a place has a candidate more or less.
+    fn touch_near(&mut self, place: &AskPlace) {
+        self.dirty_roots.extend(self.index.roots_near(place).map(Arc::clone));
+    }
+
+    /// Attempts that may be one ask with this one: see [`fold`].
+    fn related(&self, key: &RequestKey) -> BTreeSet<RequestKey> {
+        let mut related = BTreeSet::from([Arc::clone(key)]);
+        let Some(attempt) = self.attempts.get(key) else { return related };
+        let Some(class) = self.classes.get(&class(attempt)) else { return related };
+        if makes_or_attaches(attempt) {
+            let of = |key: &&RequestKey| self.attempts.get(*key).is_some_and(Attempt::is_debug);
+            if class.iter().any(|key| of(&key)) {
+                related.extend(class.iter().map(Arc::clone));
+            }
+            return related;
+        }
+        // Failed tries reach on to retries and retries back to failed tries, and so on until nothing is added.
+        let mut looking = vec![Arc::clone(key)];
+        while let Some(key) = looking.pop() {
+            let Some(attempt) = self.attempts.get(&key) else { continue };
+            let at = key.received;
+            let (from, until, wanted) = match attempt.verb.as_str() {
+                "get" if failed(attempt) => (at, at.saturating_add(RETRY_WITHIN_NS), "create"),
+                "create" => (at.saturating_sub(RETRY_WITHIN_NS), at, "get"),
+                _ => continue,
+            };
+            let first = Identity { received: from, ..Identity::default() };
+            let near = class.range::<Identity, _>(&first..).take_while(|key| key.received <= until);
+            for other in near {
+                let fits = self
+                    .attempts
+                    .get(other)
+                    .is_some_and(|other| other.verb == wanted && (wanted == "create" || failed(other)));
+                if fits && related.insert(Arc::clone(other)) {
+                    looking.push(Arc::clone(other));
+                }
+            }
+        }
+        related
+    }
+
+    /// Takes an ask and its attempts out.
+    pub(super) fn remove_ask(&mut self, first: &RequestKey) -> Vec<Attempt> {
+        let Some(ask) = self.asks.remove(first) else { return Vec::new() };
+        self.index.remove_ask(&ask.place, first);
+        let mut removed = Vec::new();
+        for key in ask.tries.iter().chain(&ask.attaches) {
+            self.part_of.remove(key);
+            if let Some(attempt) = self.attempts.remove(key) {
+                let class = class(&attempt);
+                if let Some(keys) = self.classes.get_mut(&class) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.classes.remove(&class);
+                    }
+                }
+                removed.push(attempt);
+            }
+        }
+        removed
+    }
+}
+
+fn failed(attempt: &Attempt) -> bool {
+    attempt.code().is_some_and(|code| code >= 400)
+}
+
+fn makes_or_attaches(attempt: &Attempt) -> bool {
+    attempt.is_debug() || attempt.access.kind == AccessKind::Attach
+}
+
+/// Only requests of one class are ever folded together.
+fn class(attempt: &Attempt) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Identity { username, impersonated, uri, .. } = &*attempt.identity;
+    let uri = if makes_or_attaches(attempt) { "" } else { uri.as_str() };
+    (username, impersonated, uri).hash(&mut hasher);
+    hasher.finish()
+}

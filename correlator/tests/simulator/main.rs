@@ -1,0 +1,76 @@
+//! A simulated cluster with a ground truth, and the join held against it.
+//!
+//! Shares no code with the join: it makes accesses ([`world`]), what the API server and the nodes would tell of them
+//! ([`wire`]), and counts what the join says wrongly and not at all ([`judge`]). Runs are the same every time. `cargo test
+//! -p seclog-correlator --test simulator -- --nocapture` prints the table; SECLOG_SIMULATE=long takes the long sweep.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says no more by handling them")]
+
+mod judge;
+mod random;
+mod settings;
+mod wire;
+mod world;
+
+use judge::{Judge, Verdict};
+use seclog_correlator::join::{Config, Join};
+use settings::{Setting, sweep};
+use std::fmt::Write as _;
+
+fn run(setting: &Setting) -> Verdict {
+    let accesses = world::happen(setting);
+    let mut join = Join::new(Config::new("simulated"));
+    let mut judge = Judge::new(&accesses);
+    for input in wire::deliver(setting, &accesses) {
+        judge.hear(join.apply(input));
+    }
+    judge.hear(join.finish());
+    judge.verdict()
+}
+
+#[test]
+fn no_name_is_wrong_and_enough_are_found() {
+    let long = std::env::var("SECLOG_SIMULATE").is_ok_and(|value| value == "long");
+    let mut table = format!(
+        "{:<28} {:>4} {:>5} {:>5} {:>5} {:>5} | {:>6} {:>6} {:>6} {:>6} {:>7} | wrong: exact unique interim\n",
+        "setting", "open", "same%", "mark%", "skew", "loss%", "pairs", "exact", "unique", "ambig", "recall"
+    );
+    let mut complaints = Vec::new();
+    for setting in sweep(long) {
+        let found = run(&setting);
+        let Setting { name, concurrent, identical, webhook, skew_ms, undeclared_loss, .. } = &setting;
+        let _ = writeln!(
+            table,
+            "{name:<28} {concurrent:>4} {identical:>5} {webhook:>5} {skew_ms:>5} {undeclared_loss:>5} | {:>6} {:>6} {:>6} \
+             {:>6} {:>6.2}% | {:>12} {:>6} {:>7}",
+            found.true_pairs,
+            found.exact,
+            found.unique,
+            found.ambiguous,
+            found.recall(),
+            found.wrong_exact,
+            found.wrong_unique,
+            found.wrong_for_a_while,
+        );
+        let mut complain = |what: &str| complaints.push(format!("{what}: {setting:?}: {found:?}"));
+        if found.wrong_exact > 0 {
+            complain("exact is wrong");
+        }
+        if found.wrong_unique > 0 && *undeclared_loss == 0.0 {
+            complain("unique is wrong without undeclared loss");
+        }
+        if found.foreign > 0 {
+            complain("a program of another access");
+        }
+        let undisturbed = *undeclared_loss == 0.0 && !setting.gaps && setting.spoofs == 0.0;
+        if undisturbed && *webhook == 100.0 && found.recall() < 99.9 {
+            complain("recall is below 99.9 % with a webhook");
+        }
+        let asserted = undisturbed && *webhook == 0.0 && *concurrent == 3 && *identical == 10.0;
+        if asserted && *skew_ms == 0 && found.recall() < 95.0 {
+            complain("recall is below 95 % without a webhook");
+        }
+    }
+    println!("{table}");
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
