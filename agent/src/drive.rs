@@ -39,6 +39,8 @@ const BUSY: u16 = 25;
 const IDLE: u16 = 500;
 /// After a wake-up, time for more to come: one pass for many events.
 const GATHER: Duration = Duration::from_millis(2);
+/// How often it is looked again, at the end, whether the last programs are done.
+const MOST_UNSETTLED: u32 = 100;
 const ACCOUNT_NS: u64 = 1_000_000_000;
 /// How often the kernel is asked what it lost.
 const ASK_KERNEL_NS: u64 = 10_000_000_000;
@@ -63,12 +65,19 @@ pub fn run(
 ) {
     let mut driver = Driver::new(pipeline);
     driver.begin(absence);
+    let mut unsettled = 0;
     loop {
         let ending = stop.load(Ordering::Relaxed);
         if !ending {
             wait(&sources, if driver.pipeline.is_waiting() { BUSY } else { IDLE });
         }
-        let more = driver.pass(&mut sources, ending);
+        let mut more = driver.pass(&mut sources, ending);
+        if ending && !more && unsettled < MOST_UNSETTLED && !driver.is_settled(&sources) {
+            // A program that was under way when it was taken off: it needs a processor, and then it is done.
+            unsettled += 1;
+            thread::sleep(GATHER);
+            more = true;
+        }
         pulse.beat();
         if !driver.hand_over(batches) {
             return;
@@ -185,6 +194,18 @@ impl Driver {
         more
     }
 
+    /// Whether everything that the programs have seen is accounted for: read, counted or dropped.
+    fn is_settled(&self, sources: &Sources) -> bool {
+        let Some(kernel) = &sources.kernel else { return true };
+        let (verdict, lineage) = (kernel.counters(program::VERDICT), kernel.lineage_counters());
+        let counters = &self.pipeline.counters;
+        verdict.seen == verdict.submitted + verdict.aggregated + verdict.dropped
+            && lineage.seen == lineage.submitted + lineage.dropped
+            && verdict.submitted + lineage.submitted
+                == counters.kernel_verdicts + counters.lineage_events + self.malformed_ring
+            && verdict.aggregated == self.verdicts_counted
+    }
+
     fn drain_lineage(&mut self, ring: &mut RingBuf<MapData>) -> bool {
         for _ in 0..BUDGET {
             let Some(item) = ring.next() else { return false };
@@ -289,7 +310,7 @@ impl Driver {
             self.lost(("lineage_ring", full), lineage.dropped - self.before.lineage_dropped, window);
             let missed = verdict.recursion_misses + lineage.recursion_misses;
             let reason = "a program was due while it ran on the same CPU (recursion_misses)";
-            self.lost(("hook", reason), missed - self.before.recursion_misses, window);
+            self.lost(("hook", reason), missed.saturating_sub(self.before.recursion_misses), window);
             self.before.verdict_dropped = verdict.dropped;
             self.before.lineage_dropped = lineage.dropped;
             self.before.recursion_misses = missed;

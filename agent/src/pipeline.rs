@@ -16,7 +16,7 @@ use crate::{
     clock::Offset,
     container::Cgroups,
     fuse::{Fuse, Verdict},
-    lineage::{Attempts, Event, EventKind, Image, Process, ProcessKey, Processes},
+    lineage::{Attempts, Event, EventKind, Image, Process, ProcessKey, Processes, Task},
     record::{self, Origins},
 };
 
@@ -84,6 +84,9 @@ impl Pipeline {
         let now = event.time_boot_ns;
         let applied = processes.apply(event, &mut |id| cgroups.get(id, now).container);
         let Some(process) = processes.get(applied.key).filter(|process| process.root.is_some()) else { return };
+        if applied.had_ended {
+            return;
+        }
         let detail = match &event.kind {
             EventKind::Exec { filename, interpreter, argv, environment, .. } => {
                 record::process_start((filename, interpreter), argv, environment, applied.became_root)
@@ -144,6 +147,7 @@ impl Pipeline {
         record.pid = task.pid;
         record.start_boottime_ns = task.start_boottime_ns;
         record::of_task(&mut record, task);
+        self.root_of_kernel(task, *last_boot_ns, &mut record);
         let arch = abi_names::native_arch(compat.unwrap_or(false));
         record.detail = Some(Detail::VerdictCount(VerdictCount {
             syscall: *syscall,
@@ -235,18 +239,29 @@ impl Pipeline {
         let image = image.or(stamped.as_ref());
         let described =
             record::describe(&self.origins, offset, verdict.time_boot_ns, process, image, &mut self.cgroups);
-        let record = record::verdict(described, &self.origins, verdict);
+        let mut record = record::verdict(described, &self.origins, verdict);
+        if let Some(kernel) = &verdict.kernel {
+            self.root_of_kernel(&kernel.task, verdict.time_boot_ns, &mut record);
+        }
         let exec =
             matches!(&record.detail, Some(Detail::Verdict(detail)) if abi_names::is_exec(detail.arch, detail.syscall));
         match key {
             Some(key) if exec => self.attempts.add(key, generation, verdict.time_boot_ns, record, now_boot_ns),
             _ => {
-                let mut record = record;
                 if exec && let Some(Detail::Verdict(detail)) = &mut record.detail {
                     detail.outcome = "unknown".into();
                 }
                 out.push(record);
             }
+        }
+    }
+
+    /// Membership that lineage cannot tell, because its records were lost, the kernel tells from its own memory.
+    fn root_of_kernel(&mut self, task: &Task, at_boot_ns: u64, record: &mut NodeRecord) {
+        let Self { processes, cgroups, .. } = self;
+        if record.session_root.is_none() {
+            let root = processes.root_by_kernel(task, &mut |id| cgroups.get(id, at_boot_ns).container);
+            record.session_root = root.as_deref().map(record::session_root);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     clock::Offset,
     container::{Cgroups, pod_uid_of_path},
     fuse::Verdict,
-    lineage::{Argv, Environment, Image, Process, ProcessKey, Task},
+    lineage::{Argv, Environment, Image, Process, ProcessKey, Root, Task},
 };
 
 /// What all records of one start of the agent share.
@@ -64,13 +64,7 @@ pub fn describe(
             record.creator_pid = pid;
             record.creator_start_boottime_ns = start_boottime_ns;
         }
-        record.session_root = process.root.as_ref().map(|root| SessionRoot {
-            pid: root.key.pid,
-            start_boottime_ns: root.key.start_boottime_ns,
-            entry: root.entry.how.into(),
-            rule: root.entry.rule.into(),
-            lineage: root.lineage.into(),
-        });
+        record.session_root = process.root.as_deref().map(session_root);
     }
     if let Some(image) = image {
         record.generation = image.generation;
@@ -89,6 +83,16 @@ pub fn describe(
         });
     }
     record
+}
+
+pub fn session_root(root: &Root) -> SessionRoot {
+    SessionRoot {
+        pid: root.key.pid,
+        start_boottime_ns: root.key.start_boottime_ns,
+        entry: root.entry.how.into(),
+        rule: root.entry.rule.into(),
+        lineage: root.lineage.into(),
+    }
 }
 
 /// Adds what only the event's own task knows.

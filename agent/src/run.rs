@@ -74,6 +74,10 @@ pub struct RunArgs {
     /// Bytes of each of the two kernel rings, a power of two. They count twice in resident memory.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = ring_bytes)]
     ring_bytes: u32,
+    /// Processes that the kernel's own memory of session roots has room for. Membership of those beyond it is unknown
+    /// where their lineage is lost.
+    #[arg(long, value_name = "COUNT", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    kernel_processes: u32,
     /// Follow the processes of this cgroup too (path below the v2 root); may be given several times.
     #[arg(long, value_name = "PATH")]
     scope_cgroup: Vec<String>,
@@ -239,6 +243,7 @@ fn start(
     let options = kernel::Options {
         hook: args.verdict_hook,
         ring_bytes: args.ring_bytes,
+        kernel_processes: args.kernel_processes,
         host_mount_namespaces: host_mounts.clone(),
         scope: scope.clone(),
         wanted: args.wanted_variable.clone(),

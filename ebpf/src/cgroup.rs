@@ -47,8 +47,8 @@ fn report(program: u32, kind: u32, scratch: u32, cgroup: Pointer, path: Pointer,
         counters.filtered += 1;
         return;
     }
-    let header = emit::begin(counters, kind);
     let Some(scratch) = CGROUP_SCRATCH.get_ptr_mut(scratch) else { return };
+    let header = emit::begin(counters, kind);
     // SAFETY: this CPU's entry, and the program does not interrupt itself on one CPU.
     let scratch = unsafe { &mut *scratch };
     let task = kernel::current();

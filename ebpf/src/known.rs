@@ -52,9 +52,10 @@ pub(crate) fn insert(pid: u32, known: &Known, counters: &mut Counters) {
     }
 }
 
+/// False when it was forgotten already.
 #[inline(always)]
-pub(crate) fn remove(pid: u32) {
-    let _ = PROCESSES.remove(pid);
+pub(crate) fn remove(pid: u32) -> bool {
+    PROCESSES.remove(pid).is_ok()
 }
 
 #[inline(always)]

@@ -55,17 +55,24 @@ fn sched_process_fork(context: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 fn sched_process_exit(context: RawTracePointContext) -> i32 {
     let task: Pointer = context.arg(0);
-    // do_exit counts signal->live down before this tracepoint: 0 means that no other thread is left.
+    // do_exit counts signal->live down before this tracepoint: 0 means that no other thread is left. Threads that end at
+    // the same time can all find 0.
     let signal = kernel::pointer(task, offset!(task_signal));
     if kernel::read::<i32>(signal, offset!(signal_live)).unwrap_or(0) != 0 {
         return 0;
     }
     let Some(counters) = emit::counters(program::EXIT) else { return 0 };
     let pid = (aya_ebpf::helpers::bpf_get_current_pid_tgid() >> 32) as u32;
-    let known = known::get(pid, kernel::start_boottime_ns(task));
-    if known.is_none() && !known::in_scope() {
-        counters.filtered += 1;
-        return 0;
+    // A copy: the map's own entry is another process's as soon as it is removed.
+    let known = known::get(pid, kernel::start_boottime_ns(task)).map(|known| *known);
+    match known {
+        // Of threads that end at the same time, the one that removes it tells.
+        Some(_) if !known::remove(pid) => return 0,
+        None if !known::in_scope() => {
+            counters.filtered += 1;
+            return 0;
+        }
+        _ => {}
     }
     let header = emit::begin(counters, kind::EXIT);
     let exit_code = kernel::read(task, offset!(task_exit_code)).unwrap_or(-1);
@@ -74,7 +81,7 @@ fn sched_process_exit(context: RawTracePointContext) -> i32 {
         unsafe {
             (*record).header = header;
             kernel::describe_current(task, &mut (*record).task);
-            known::stamp(&mut (*record).task, known.as_deref());
+            known::stamp(&mut (*record).task, known.as_ref());
             (*record).exit_code = exit_code;
             (*record).reserved = 0;
         }
@@ -82,6 +89,5 @@ fn sched_process_exit(context: RawTracePointContext) -> i32 {
     if !submitted {
         counters.dropped += 1;
     }
-    known::remove(pid);
     0
 }

@@ -243,11 +243,13 @@ fn agree(kernel: &KernelVerdict, audit: &AuditRecord, audit_boot_ns: u64) -> boo
     !early && !late && same(kernel, audit)
 }
 
-/// Nothing but time speaks against it.
+/// Nothing but time speaks against it. Both read comm and credentials of the same call, so that a pid used again by
+/// somebody else is told apart, however soon it is.
 fn same(kernel: &KernelVerdict, audit: &AuditRecord) -> bool {
     let same_abi = kernel.compat.is_none_or(|compat| compat == audit.compat);
     let same_place = kernel.instruction_pointer == 0 || kernel.instruction_pointer == audit.ip;
-    same_abi && same_place
+    let same_caller = (kernel.task.uid, kernel.task.gid) == (audit.uid, audit.gid) && *kernel.task.comm == *audit.comm;
+    same_abi && same_place && same_caller
 }
 
 #[cfg(test)]

@@ -103,6 +103,8 @@ pub struct Applied {
     pub key: ProcessKey,
     /// This exec made the process a session root.
     pub became_root: bool,
+    /// The process had ended before: its threads that end at the same time can each tell of the end.
+    pub had_ended: bool,
 }
 
 // === impl Process ===
@@ -248,8 +250,9 @@ impl Processes {
             .filter(|key| self.by_key.get(key).is_some_and(|process| process.exited_boot_ns.is_none()))
     }
 
-    /// The key of the process that `task` describes; adds it when nothing told of it.
-    fn resolve(&mut self, task: &Task, now: u64, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> ProcessKey {
+    /// The key of the process that the event's task describes; adds it when nothing told of it.
+    fn resolve(&mut self, event: &Event, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> ProcessKey {
+        let (task, now) = (&event.task, event.time_boot_ns);
         let wanted = ProcessKey { pid: task.pid, start_boottime_ns: task.start_boottime_ns };
         if task.start_boottime_ns != 0 && self.by_key.contains_key(&wanted) {
             return wanted;
@@ -279,7 +282,9 @@ impl Processes {
             ..Default::default()
         };
         let mut process = Process::new(wanted, Origin::Unknown, task.start_boottime_ns, image);
-        process.root = self.root_by_kernel(task, container_of);
+        if !makes_root(event) {
+            process.root = self.root_by_kernel(task, container_of);
+        }
         if older_than_known {
             self.by_pid.entry(wanted.pid).or_default().insert(0, wanted);
             self.by_key.insert(wanted, process);
@@ -290,12 +295,21 @@ impl Processes {
     }
 
     /// The root that the kernel remembers for a process whose own history was lost.
-    fn root_by_kernel(&self, task: &Task, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> Option<Arc<Root>> {
+    pub fn root_by_kernel(
+        &self,
+        task: &Task,
+        container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>,
+    ) -> Option<Arc<Root>> {
         match task.root {
             KernelRoot::None => None,
             KernelRoot::Known { pid, start_boottime_ns } => {
                 let key = ProcessKey { pid, start_boottime_ns };
-                let known = self.by_key.get(&key).and_then(|root| root.root.as_ref()).filter(|root| root.key == key);
+                let process = self.by_key.get(&key);
+                let known = process.and_then(|process| process.root.as_ref()).filter(|root| root.key == key);
+                // Where the scope has no bounds, the kernel takes any service with mounts of its own for a container.
+                if known.is_none() && process.is_some_and(|process| container_of(process.image().cgroup_id).is_none()) {
+                    return None;
+                }
                 match known {
                     Some(root) => Some(Arc::new(Root { lineage: "kernel", ..Root::clone(root) })),
                     None => {
@@ -344,7 +358,9 @@ impl Processes {
     /// Applies one event. `container_of` names the container that a cgroup belongs to.
     pub fn apply(&mut self, event: &Event, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) -> Applied {
         let now = event.time_boot_ns;
-        let key = self.resolve(&event.task, now, container_of);
+        let key = self.resolve(event, container_of);
+        self.adopt_root(key, event, container_of);
+        let had_ended = self.by_key.get(&key).is_some_and(|process| process.exited_boot_ns.is_some());
         let mut became_root = false;
         match &event.kind {
             EventKind::Fork { child_pid, child_start_boottime_ns } => {
@@ -364,13 +380,25 @@ impl Processes {
                     exec_origin: Some(Arc::clone(&event.origin)),
                     read_boot_ns: 0,
                 };
-                became_root = self.exec(key, image, container_of);
+                became_root = self.exec(key, image, event.task.root, container_of);
             }
             EventKind::Exit { .. } => self.end(key, now),
             EventKind::CgroupMade { .. } | EventKind::CgroupMoved { .. } => {}
         }
         self.forget(now);
-        Applied { key, became_root }
+        Applied { key, became_root, had_ended }
+    }
+
+    /// A known process without a root for which the kernel has one: the records that would tell were lost.
+    fn adopt_root(&mut self, key: ProcessKey, event: &Event, container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>) {
+        let lacks_root = self.by_key.get(&key).is_some_and(|process| process.root.is_none());
+        if !lacks_root || makes_root(event) || !matches!(event.task.root, KernelRoot::Known { .. }) {
+            return;
+        }
+        let root = self.root_by_kernel(&event.task, container_of);
+        if let Some(process) = self.by_key.get_mut(&key) {
+            process.root = root;
+        }
     }
 
     fn fork(&mut self, creator: ProcessKey, child: ProcessKey, task: &Task, now: u64) {
@@ -421,6 +449,7 @@ impl Processes {
         &mut self,
         key: ProcessKey,
         mut image: Image,
+        by_kernel: KernelRoot,
         container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>,
     ) -> bool {
         let Some(process) = self.by_key.get(&key) else { return false };
@@ -437,7 +466,7 @@ impl Processes {
         image.generation = last.generation + 1;
         let root = match process.root {
             Some(_) => None,
-            None => self.root_by(key, &image, container_of),
+            None => self.root_by(key, &image, by_kernel, container_of),
         };
         if let Some(root) = &root {
             self.remember_namespace(image.mount_namespace, &root.container);
@@ -459,6 +488,7 @@ impl Processes {
         &self,
         key: ProcessKey,
         image: &Image,
+        by_kernel: KernelRoot,
         container_of: &mut dyn FnMut(u64) -> Option<Arc<str>>,
     ) -> Option<Arc<Root>> {
         let in_host_mounts = self.host_mount_namespaces.contains(&image.mount_namespace);
@@ -467,7 +497,7 @@ impl Processes {
             // The runtime's own stages run in the container's cgroup before they enter its mount namespace.
             Some(_) if in_host_mounts && image.mount_namespace != 0 => return None,
             Some(container) if orphan => {
-                let rule = "its fork was not seen, so who made it is not known";
+                let rule = "its fork was not seen: it came from outside of what is followed, or the record was lost";
                 (container, Entry { how: "unknown", rule })
             }
             Some(container) => (container, entry::classify(self.creators(key))),
@@ -477,7 +507,13 @@ impl Processes {
                 (Arc::clone(container), Entry { how: "namespace_entry", rule })
             }
         };
-        Some(Arc::new(Root { key, entry, container, lineage: if orphan { "unknown" } else { "observed" } }))
+        let lineage = match by_kernel {
+            _ if !orphan => "observed",
+            // Every process below a root inherits it in the kernel: one that makes its own is below none.
+            KernelRoot::Known { pid, .. } if pid == key.pid => "kernel",
+            _ => "unknown",
+        };
+        Some(Arc::new(Root { key, entry, container, lineage }))
     }
 
     /// The images of the creators, nearest first, each as it was when it made the next.
@@ -556,6 +592,11 @@ impl Processes {
             process.started_boot_ns <= until && process.exited_boot_ns.is_none_or(|exited| exited >= from)
         })
     }
+}
+
+/// An exec that makes a root itself is stamped with it, too; what tells is that its environment was searched.
+fn makes_root(event: &Event) -> bool {
+    matches!(&event.kind, EventKind::Exec { environment, .. } if environment.whole.is_some())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!     pki          certificates of both connections
 //!   vm           a kernel in QEMU
 //!     initramfs    what boots in it; cpio its format
-//!   seccomp      a filter that logs; audit_socket who hears it; audit_record what it says;
+//!   seccomp      a filter that logs; filters the rarer ones; audit_socket who hears it; audit_record what it says;
 //!   agreement    whether the agent says the same
 //!   quiet        quiet mode's rule, and what was there before
 //! ```
@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod cpio;
 pub mod cri;
 pub mod exclusive;
+pub mod filters;
 pub mod image;
 pub mod initramfs;
 pub mod kube_audit;

@@ -17,6 +17,9 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// What /init says when it has done everything; the machine may be turned off.
 pub const DONE: &str = "init: done";
 
+/// Begins the word of the kernel's command line that tells /init what to check.
+pub const CHECKS: &str = "seclog.checks=";
+
 /// One line `CHECK <name> ok` or `CHECK <name> FAIL <detail>` of /init.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
@@ -45,8 +48,8 @@ pub fn unavailable() -> Option<String> {
     (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
 }
 
-/// Boots, waits for /init to be done, and returns all that was on the console.
-pub fn boot(kernel: &Path, initramfs: &Path) -> Result<Vec<String>> {
+/// Boots, waits for /init to have run these groups of checks, and returns all that was on the console.
+pub fn boot(kernel: &Path, initramfs: &Path, checks: &str) -> Result<Vec<String>> {
     let mut qemu = Command::new(places::tool("qemu-system-x86_64").context("no qemu-system-x86_64")?);
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
         .args(["-nographic", "-no-reboot", "-nic", "none"])
@@ -54,7 +57,8 @@ pub fn boot(kernel: &Path, initramfs: &Path) -> Result<Vec<String>> {
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", "console=ttyS0 quiet panic=-1 audit=1 audit_backlog_limit=8192"]);
+        .arg("-append")
+        .arg(format!("console=ttyS0 quiet panic=-1 audit=1 audit_backlog_limit=8192 {CHECKS}{checks}"));
     let machine = Process::start("qemu", &mut qemu)?;
     loop {
         let lines = machine.stdout().count();

@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, CgroupArray, HashMap, MapData, MapError, PerCpuArray, ProgramArray, RingBuf},
-    programs::{FEntry, KProbe, Program, RawTracePoint},
+    programs::{FEntry, KProbe, Program, ProgramFd, RawTracePoint},
 };
 use clap::ValueEnum;
 use seclog_abi::{Known, Settings, WANTED_MAX, Wanted, program, root_state};
@@ -49,6 +49,8 @@ pub enum VerdictHook {
 pub struct Options {
     pub hook: VerdictHook,
     pub ring_bytes: u32,
+    /// Room in the kernel's own memory of processes that matter.
+    pub kernel_processes: u32,
     /// Of the host, and of the runtime service.
     pub host_mount_namespaces: Vec<u64>,
     pub scope: Scope,
@@ -78,6 +80,8 @@ pub struct KernelCapture {
     overflow: OverflowMaps,
     hook: VerdictHook,
     pub hooks: Vec<HookStatus>,
+    /// Programs that were taken off: what the kernel counted of them counts on.
+    taken_off: Vec<(&'static str, ProgramFd)>,
 }
 
 /// Sums over CPUs for one program. `seen = submitted + aggregated + dropped`.
@@ -121,6 +125,9 @@ const LINEAGE: [(&str, u32); 5] = [
     ("cgroup_attach_task", program::CGROUP_ATTACH),
 ];
 
+/// The two ways in of the verdict program; one of them is attached.
+const VERDICT: [&str; 2] = ["audit_seccomp_fentry", "audit_seccomp_kprobe"];
+
 // === impl KernelCapture ===
 
 impl std::fmt::Debug for KernelCapture {
@@ -138,6 +145,7 @@ impl KernelCapture {
             .override_global("SETTINGS", &value, true)
             .map_max_entries("LINEAGE", options.ring_bytes)
             .map_max_entries("VERDICTS", options.ring_bytes)
+            .map_max_entries("PROCESSES", options.kernel_processes)
             .load(OBJECT)
             .map_err(|error| LoadError::Load(with_causes(&error)))?;
         fill_scope(&mut ebpf, &options.scope)?;
@@ -163,7 +171,8 @@ impl KernelCapture {
                 Err(reason) => inactive(&format!("lineage/{name}"), reason),
             })
             .collect();
-        Ok(Self { ebpf, lineage, verdicts, counters, processes, ready, overflow, hook: options.hook, hooks })
+        let (hook, taken_off) = (options.hook, Vec::new());
+        Ok(Self { ebpf, lineage, verdicts, counters, processes, ready, overflow, hook, hooks, taken_off })
     }
 
     /// Tells the programs of the processes that were there before them, and hooks verdicts.
@@ -210,9 +219,8 @@ impl KernelCapture {
             }
         }
         let names = LINEAGE.iter().filter(|(_, of)| *of == program).map(|(name, _)| *name);
-        let verdict =
-            ["audit_seccomp_fentry", "audit_seccomp_kprobe"].into_iter().filter(|_| program == program::VERDICT);
-        for figures in names.chain(verdict).filter_map(|name| figures(&self.ebpf, name)) {
+        let verdict = VERDICT.into_iter().filter(|_| program == program::VERDICT);
+        for figures in names.chain(verdict).filter_map(|name| self.figures(name)) {
             sum.recursion_misses += figures.recursion_misses;
             sum.verified_instructions += u64::from(figures.verified_instructions);
         }
@@ -256,30 +264,38 @@ impl KernelCapture {
         self.overflow.unreadable
     }
 
-    /// Takes the hook on verdicts off; what is in the ring stays to be read.
+    /// Takes every program off, verdicts first so that what explains them is in; what is in the rings stays to be read.
     pub fn close(&mut self) {
-        for name in ["audit_seccomp_fentry", "audit_seccomp_kprobe"] {
+        for name in VERDICT.into_iter().chain(LINEAGE.iter().map(|(name, _)| *name)) {
+            if let Some(Ok(descriptor)) = descriptor(&self.ebpf, name).map(ProgramFd::try_clone) {
+                self.taken_off.push((name, descriptor));
+            }
             let unloaded = match self.ebpf.program_mut(name) {
                 Some(Program::FEntry(program)) => program.unload(),
                 Some(Program::KProbe(program)) => program.unload(),
+                Some(Program::RawTracePoint(program)) => program.unload(),
                 _ => Ok(()),
             };
-            // Not loaded is what the hook that is not in use answers.
+            // Not loaded is what the hook that is not in use answers, and every one at the second time.
             if let Err(error) = unloaded {
                 tracing::debug!(program = name, error = with_causes(&error), "not taken off");
             }
         }
     }
+
+    fn figures(&self, name: &str) -> Option<info::ProgramFigures> {
+        let taken_off = self.taken_off.iter().find(|(of, _)| *of == name).map(|(_, descriptor)| descriptor);
+        info::figures(descriptor(&self.ebpf, name).or(taken_off)?.as_fd())
+    }
 }
 
-fn figures(ebpf: &Ebpf, name: &str) -> Option<info::ProgramFigures> {
-    let descriptor = match ebpf.program(name)? {
-        Program::RawTracePoint(program) => program.fd().ok()?,
-        Program::FEntry(program) => program.fd().ok()?,
-        Program::KProbe(program) => program.fd().ok()?,
-        _ => return None,
-    };
-    info::figures(descriptor.as_fd())
+fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> Option<&'a ProgramFd> {
+    match ebpf.program(name)? {
+        Program::RawTracePoint(program) => program.fd().ok(),
+        Program::FEntry(program) => program.fd().ok(),
+        Program::KProbe(program) => program.fd().ok(),
+        _ => None,
+    }
 }
 
 /// What is told of an attached lineage program.
@@ -294,7 +310,7 @@ fn remark(ebpf: &Ebpf, name: &str) -> String {
 
 /// A remark with what the verifier had to do, where the kernel says it (5.16).
 fn verified(ebpf: &Ebpf, name: &str, remark: &str) -> String {
-    match figures(ebpf, name) {
+    match descriptor(ebpf, name).and_then(|descriptor| info::figures(descriptor.as_fd())) {
         Some(info::ProgramFigures { verified_instructions, .. }) if verified_instructions > 0 => {
             format!("{remark}, {verified_instructions} instructions verified")
         }

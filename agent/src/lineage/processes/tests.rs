@@ -289,3 +289,59 @@ fn processes_that_neither_matter_nor_made_one_that_does_are_forgotten() {
     let left: Vec<bool> = [1, 10, 11, 20].map(|pid| processes.at(pid, 0, u64::MAX).is_some()).to_vec();
     assert_eq!(left, [true, true, true, false]);
 }
+
+/// Events of a task that the kernel stamps with a root.
+fn stamped(world: &mut World, pid: u32, root: u32, kind: EventKind) -> Applied {
+    world.now += 1_000_000;
+    let root = KernelRoot::Known { pid: root, start_boottime_ns: 0 };
+    let (cgroup_id, mount_namespace) = (CONTAINER_CGROUP, CONTAINER_MOUNTS);
+    let task = Task { pid, tid: pid, cgroup_id, mount_namespace, root, ..Default::default() };
+    let event = Event { origin: format!("s0.{}", world.now).into(), time_boot_ns: world.now, task, kind };
+    world.processes.apply(&event, &mut |cgroup| (cgroup == CONTAINER_CGROUP).then(|| "c".into()))
+}
+
+fn exec_of(searched: bool) -> EventKind {
+    EventKind::Exec {
+        old_tid: 0,
+        filename: "/bin/sh".into(),
+        interpreter: "".into(),
+        argv: Argv::default(),
+        environment: Environment { variables: Vec::new(), whole: searched.then_some(true) },
+    }
+}
+
+#[test]
+fn a_process_whose_roots_exec_was_lost_is_below_the_root_that_the_kernel_remembers() {
+    let mut world = World::new();
+    world.fork(1, false, 20);
+    // 20 became a root by an exec whose record was lost, and forked 21.
+    world.fork(20, true, 21);
+    let applied = stamped(&mut world, 21, 20, exec_of(false));
+    assert!(!applied.became_root);
+    let process = world.processes.get(applied.key).unwrap();
+    let root = process.root.as_ref().unwrap();
+    assert_eq!((root.key.pid, root.lineage, root.entry.how), (20, "kernel", "unknown"));
+}
+
+#[test]
+fn a_root_from_outside_of_what_is_followed_is_a_root_of_its_own() {
+    let mut world = World::new();
+    let applied = stamped(&mut world, 30, 30, exec_of(true));
+    assert!(applied.became_root);
+    let root = world.processes.get(applied.key).unwrap().root.clone().unwrap();
+    assert_eq!((root.key.pid, root.lineage, root.entry.how), (30, "kernel", "unknown"));
+}
+
+#[test]
+fn the_end_that_a_second_thread_tells_is_known_already() {
+    let mut world = World::new();
+    let start_boottime_ns = 7;
+    world.event(1, false, EventKind::Fork { child_pid: 40, child_start_boottime_ns: start_boottime_ns });
+    let mut exit = || {
+        let task = Task { pid: 40, tid: 40, start_boottime_ns, ..Default::default() };
+        let event = Event { origin: "x0.1".into(), time_boot_ns: 9, task, kind: EventKind::Exit { exit_code: 0 } };
+        world.processes.apply(&event, &mut |_| None).had_ended
+    };
+    assert!(!exit());
+    assert!(exit());
+}

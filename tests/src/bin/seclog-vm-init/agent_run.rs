@@ -61,7 +61,7 @@ fn observe(hook: &str, cgroup: &Path) -> Result<Seen> {
 
 /// Until as many verdicts are there as audit records, or no line comes any more. Lines are counted first, which is
 /// cheap; only when there are enough are they looked into.
-fn wait_for_verdicts(agent: &Process, wanted: usize) {
+pub(crate) fn wait_for_verdicts(agent: &Process, wanted: usize) {
     let mut lines = wanted;
     while agent.stdout().wait_until(PATIENCE, |all| all.len() >= lines) {
         let all = agent.stdout().all();

@@ -1,16 +1,21 @@
 //! The first process of a virtual machine: prepares the system, makes verdicts with and without the agent, and says on
-//! the console, a line each, what held: `CHECK <name> ok` or `CHECK <name> FAIL <detail>`, at the end `init: done`.
+//! the console, a line each, what held: `CHECK <name> ok` or `CHECK <name> FAIL <detail>`, at the end `init: done`. Which
+//! groups of checks it runs is in the kernel's command line, `seclog.checks=<group>,…`.
 //!
 //! An independent listener hears the same audit records as the agent; what the agent reports must be those, completed.
 
 mod agent_run;
+mod kernel_memory;
 mod machine;
+mod overflow;
+mod processes;
 mod quiet;
+mod session;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use seclog_tests::lab::{audit_record::SeccompRecord, audit_socket::Observer, image::run};
+use seclog_tests::lab::{audit_record::SeccompRecord, audit_socket::Observer, image::run, vm};
 
 /// Verdicts of one run of the load: two threads, so that a record's thread is not always its process.
 const CALLS: usize = 5_000;
@@ -29,17 +34,33 @@ fn main() {
 fn work() -> Result<()> {
     machine::mount_everything()?;
     let cgroup = machine::container_cgroup()?;
-    check("audit/observer", observer_hears_every_verdict(&cgroup));
-    for hook in ["fentry", "kprobe"] {
-        for (name, result) in agent_run::agent_agrees_with_audit(hook, &cgroup) {
-            check(&format!("{hook}/{name}"), result);
+    let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let wanted = command_line.split_whitespace().find_map(|word| word.strip_prefix(vm::CHECKS)).unwrap_or_default();
+    for (group, run) in GROUPS {
+        if !wanted.split(',').any(|name| name == group) {
+            continue;
         }
-    }
-    for (name, result) in quiet::quiet_mode(&cgroup) {
-        check(&format!("quiet/{name}"), result);
+        println!("\n{group} begins");
+        for (name, result) in run(&cgroup) {
+            check(&format!("{group}/{name}"), result);
+        }
     }
     Ok(())
 }
+
+type Group = fn(&Path) -> Vec<(&'static str, Result<()>)>;
+
+/// In the order they run. The last one locks the audit rules for good.
+const GROUPS: [(&str, Group); 8] = [
+    ("audit", |cgroup| vec![("observer", observer_hears_every_verdict(cgroup))]),
+    ("fentry", |cgroup| agent_run::agent_agrees_with_audit("fentry", cgroup)),
+    ("kprobe", |cgroup| agent_run::agent_agrees_with_audit("kprobe", cgroup)),
+    ("overflow", overflow::overflow),
+    ("losses", overflow::rarer_losses),
+    ("memory", kernel_memory::kernel_memory),
+    ("processes", processes::processes),
+    ("quiet", quiet::quiet_mode),
+];
 
 /// Starts on a line of its own: the kernel may have written to the console.
 fn check(name: &str, result: Result<()>) {
