@@ -128,7 +128,7 @@ fn timeline(mut inputs: Vec<(u64, Input)>) -> Vec<Input> {
     let end = inputs.last().map_or(BEGIN, |(at, _)| *at);
     let mut out = Vec::with_capacity(inputs.len() * 2);
     let mut now = BEGIN;
-    let mut tick = |now: u64, out: &mut Vec<Input>| {
+    let tick = |now: u64, out: &mut Vec<Input>| {
         for node in 0..10 {
             let source = Source::Node(format!("node-{node}").as_str().into());
             out.push(Input::Watermark { source, until: now - 500 * MS });

@@ -1,6 +1,7 @@
 //! `replay`: the same join over recorded files, with the same result every time.
 
 use crate::audit::{self, FeedCounters};
+use crate::join::finding::Finding;
 use crate::join::session::{Session, State};
 use crate::join::{Config, Counters, Input, Join, Route};
 use crate::outlet::{Format, Outlet, OutletError};
@@ -47,6 +48,8 @@ pub enum ReplayError {
 pub struct Replay {
     /// In the order of their start, then of their id.
     pub sessions: Vec<Session>,
+    /// In the order of their time, then of their id, each once.
+    pub findings: Vec<Finding>,
     pub audit: FeedCounters,
     pub join: Counters,
     pub malformed: u64,
@@ -63,7 +66,9 @@ pub fn replay(args: &ReplayArgs) -> Result<bool, ReplayError> {
         reader.node_file(node, Path::new(path))?;
     }
     let replay = reader.finish();
-    Outlet::open(&args.output, args.format)?.write(&replay.sessions)?;
+    let mut outlet = Outlet::open(&args.output, args.format)?;
+    outlet.write(&replay.sessions)?;
+    outlet.write_findings(&replay.findings)?;
     let Counters { node_records, outside_roots, probes, .. } = replay.join;
     tracing::info!(
         sessions = replay.sessions.len(),
@@ -151,7 +156,10 @@ impl Reader {
         let mut sessions = self.join.finish();
         sessions.retain(|session| session.state != State::Superseded);
         sessions.sort_by_key(|session| (session.start, session.id));
-        Replay { sessions, audit: self.audit, join: self.join.counters(), malformed: self.malformed }
+        let mut findings = self.join.take_findings();
+        findings.sort_by_key(|finding| (finding.time, finding.id));
+        findings.dedup_by_key(|finding| finding.id);
+        Replay { sessions, findings, audit: self.audit, join: self.join.counters(), malformed: self.malformed }
     }
 }
 

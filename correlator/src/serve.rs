@@ -228,12 +228,14 @@ fn join_and_write(mut join: Join, runtime: &Handle, mut inputs: Inputs, mut outl
                 for input in batch {
                     outlet.write(&join.apply(input))?;
                 }
+                outlet.write_findings(&join.take_findings())?;
             }
             Ok(None) => break,
             Err(_) => {}
         }
         if Instant::now() >= next_tick {
             outlet.write(&join.apply(Input::Now(intake::now())))?;
+            outlet.write_findings(&join.take_findings())?;
             next_tick = Instant::now() + TICK;
         }
         if told.0.elapsed() >= TELL_EVERY {
@@ -244,6 +246,7 @@ fn join_and_write(mut join: Join, runtime: &Handle, mut inputs: Inputs, mut outl
     }
     outlet.write(&join.apply(Input::Now(intake::now())))?;
     outlet.write(&join.finish())?;
+    outlet.write_findings(&join.take_findings())?;
     let counters = join.counters();
     tracing::info!(?counters, "join is done");
     Ok(())

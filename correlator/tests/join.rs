@@ -102,7 +102,7 @@ fn a_node_that_does_not_run_the_pod_is_a_finding_and_no_evidence() {
     inputs.extend(marked_tree(100, &["sh"], BASE + 200 * MS));
     let sessions = joined(inputs);
     assert_eq!(evidence(&sessions), [Evidence::Ambiguous, Evidence::Ambiguous]);
-    assert!(sessions[1].findings[0].contains("runs on node-2"), "{:?}", sessions[1].findings);
+    assert!(sessions[1].findings[0].text.contains("runs on node-2"), "{:?}", sessions[1].findings);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn stages_that_differ_are_a_finding() {
     let mut liar = alice.clone();
     liar.code = 403;
     let sessions = joined(alice.stages().into_iter().chain(liar.stages()));
-    assert!(sessions[0].findings[0].contains("differ"), "{:?}", sessions[0].findings);
+    assert!(sessions[0].findings[0].text.contains("differ"), "{:?}", sessions[0].findings);
 }
 
 #[test]

@@ -400,9 +400,9 @@ fn findings_and_claims_of_the_recording_are_named() {
     let sessions = replayed("kas-audit.log").sessions;
     let find = |start: &str| sessions.iter().find(|session| session.start.to_string().contains(start)).unwrap();
     let down = find("22:31:40.65");
-    assert!(down.findings[0].contains("execmetadata.spo.io failed and was passed over"), "{:?}", down.findings);
+    assert!(down.findings[0].text.contains("execmetadata.spo.io failed and was passed over"), "{:?}", down.findings);
     let spoofed = find("22:31:25.97");
-    assert!(spoofed.findings[0].contains("what ran is not what was asked"), "{:?}", spoofed.findings);
+    assert!(spoofed.findings[0].text.contains("what ran is not what was asked"), "{:?}", spoofed.findings);
     for (start, value) in [("22:31:27.77", "11111111"), ("22:33:44.28", "00000000"), ("22:31:29.57", "\"x\"")] {
         let claims = &find(start).claims;
         assert!(

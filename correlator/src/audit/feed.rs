@@ -39,6 +39,7 @@ impl FeedCounters {
         self.pods += reading.pods.len() as u64;
         let pods = reading.pods.into_iter().map(Input::Pod);
         let access = reading.access.map(|event| Input::Audit { route, event });
-        Ok(pods.chain(access).collect())
+        let change = reading.change.map(|change| Input::Monitoring(*change));
+        Ok(pods.chain(access).chain(change).collect())
     }
 }

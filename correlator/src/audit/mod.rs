@@ -7,6 +7,7 @@ mod access;
 mod event;
 mod feed;
 mod items;
+mod monitoring;
 mod pod;
 mod proxy;
 mod uri;
@@ -15,6 +16,8 @@ pub use access::{Access, AccessEvent, AccessKind, Identity, NewContainer, Stage,
 pub use event::{Event, ObjectRef, UserInfo};
 pub use feed::FeedCounters;
 pub use items::{Item, Items, items};
+pub use monitoring::MonitoringChange;
+pub(crate) use monitoring::OWN_NAMESPACE;
 pub use pod::{PodFact, ProbeCommand};
 pub use uri::Uri;
 
@@ -33,16 +36,17 @@ pub enum AuditError {
     Time { field: &'static str, text: String },
 }
 
-/// What one event means to the join. Both parts may be there: a pod that is created for debugging also tells its probes.
+/// What one event means to the join. More than one may be there: a pod that is created for debugging also tells its probes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reading {
     pub access: Option<Box<AccessEvent>>,
     pub pods: Vec<PodFact>,
+    pub change: Option<Box<MonitoringChange>>,
 }
 
 impl Reading {
     pub fn is_irrelevant(&self) -> bool {
-        self.access.is_none() && self.pods.is_empty()
+        self.access.is_none() && self.pods.is_empty() && self.change.is_none()
     }
 }
 
@@ -55,5 +59,9 @@ pub fn read(json: &str) -> Result<(Event, Reading), AuditError> {
 
 /// What an event means; an error only where it is about remote access and lacks what identifies it.
 pub fn interpret(event: &Event) -> Result<Reading, AuditError> {
-    Ok(Reading { access: access::access_event(event)?.map(Box::new), pods: pod::facts(event) })
+    Ok(Reading {
+        access: access::access_event(event)?.map(Box::new),
+        pods: pod::facts(event),
+        change: monitoring::change(event).map(Box::new),
+    })
 }

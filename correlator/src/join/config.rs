@@ -44,6 +44,9 @@ pub struct Config {
     pub starts_per_root: usize,
     pub verdicts_per_root: usize,
     pub containers_per_root: usize,
+    pub moves_per_root: usize,
+    /// Counts without detail that are kept of each pod.
+    pub counts_per_pod: usize,
     pub facts_per_pod: usize,
 }
 
@@ -77,6 +80,8 @@ impl Config {
             starts_per_root: 1_000,
             verdicts_per_root: 4_096,
             containers_per_root: 8,
+            moves_per_root: 64,
+            counts_per_pod: 1_000,
             facts_per_pod: 64,
         }
     }

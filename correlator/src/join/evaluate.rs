@@ -3,6 +3,7 @@
 
 use super::Join;
 use super::attempt::RequestKey;
+use super::finding::{Code, FindingNote};
 use super::fit::{Fit, fit};
 use super::machine::Element;
 use super::matching::{Around, Component, units};
@@ -13,7 +14,7 @@ use super::story::{Ready, Story, Tell};
 use super::telling::Teller;
 use crate::audit::Identity;
 use crate::timestamp::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -28,6 +29,8 @@ pub(super) struct Written {
     /// Of its text.
     content: u64,
     superseded: bool,
+    /// Findings that have had their line.
+    findings: BTreeSet<Uuid>,
     kind: Kind,
     start: Timestamp,
     place: Place,
@@ -42,6 +45,36 @@ struct Members {
     /// Those that fit too many, and some of those.
     crowded_asks: BTreeMap<usize, Vec<Arc<RootKey>>>,
     crowded_roots: BTreeMap<usize, Vec<RequestKey>>,
+    /// How many steps from the start each was found.
+    steps_of_asks: Vec<usize>,
+    steps_of_roots: Vec<usize>,
+    /// There is more, which was not looked into.
+    is_cut: bool,
+}
+
+/// A component is looked at as a whole up to this many members. Beyond, it is a chain of the same command over and over: so
+/// many steps are looked at from what changed, and of what is nearer than that conclusions are told.
+const WHOLE_UP_TO: usize = 96;
+const LOOK_STEPS: usize = 6;
+const TELL_STEPS: usize = 3;
+
+impl Members {
+    /// Whether what is concluded about it is told. Near the cut it would say less than could be said.
+    fn tells_ask(&self, at: usize) -> bool {
+        !self.is_cut || self.steps_of_asks.get(at).is_none_or(|steps| *steps <= TELL_STEPS)
+    }
+
+    fn tells_root(&self, at: usize) -> bool {
+        !self.is_cut || self.steps_of_roots.get(at).is_none_or(|steps| *steps <= TELL_STEPS)
+    }
+
+    fn told_asks(&self) -> impl Iterator<Item = &RequestKey> {
+        self.asks.iter().enumerate().filter(|(at, _)| self.tells_ask(*at)).map(|(_, key)| key)
+    }
+
+    fn told_roots(&self) -> impl Iterator<Item = &Arc<RootKey>> {
+        self.roots.iter().enumerate().filter(|(at, _)| self.tells_root(*at)).map(|(_, key)| key)
+    }
 }
 
 /// Keys that are found get a number.
@@ -76,6 +109,7 @@ impl Join {
     pub(super) fn tick(&mut self, now: u64) -> Vec<Session> {
         self.now = self.now.max(now);
         self.mark_losses();
+        self.find_silence();
         let nodes_are_past = self.watermarks.nodes_are_past(self.now, &self.config);
         let audit_is_past = self.watermarks.audit_is_past();
         for element in take_until(&mut self.due, self.now) {
@@ -113,6 +147,25 @@ impl Join {
         scopes.iter().flat_map(|scope| self.evaluate(scope, false)).collect()
     }
 
+    /// A line for each node, and for the audit stream, when it falls silent.
+    fn find_silence(&mut self) {
+        let nodes = self.watermarks.silent(self.now, &self.config);
+        let audit = self.watermarks.audit_silent_since(self.now, &self.config);
+        let nodes = nodes.into_iter().map(|(node, since)| (Code::NodeSilent, format!("node/{node}"), since));
+        let silent: Vec<(Code, String, u64)> =
+            nodes.chain(audit.map(|since| (Code::AuditSilent, "audit".to_owned(), since))).collect();
+        let names: BTreeSet<String> = silent.iter().map(|(_, stream, _)| stream.clone()).collect();
+        for (code, stream, since) in silent {
+            if !self.told_silent.contains(&stream) {
+                let text = format!("nothing is heard of {stream}; the last was of {}", Timestamp(since));
+                let subject = format!("{stream} {since}");
+                let note = FindingNote::new(code, &self.config.cluster, &subject, text, vec![stream]);
+                self.found(note.line(&self.config.cluster, Timestamp(since), None));
+            }
+        }
+        self.told_silent = names;
+    }
+
     /// Writes what is new in a scope and may be said, and lets go what is over.
     fn evaluate(&mut self, scope: &Arc<Scope>, all: bool) -> Vec<Session> {
         let Some(held) = self.scopes.get_mut(scope) else { return Vec::new() };
@@ -134,8 +187,8 @@ impl Join {
                 };
                 if new {
                     let members = self.members(held, &start);
-                    asks_seen.extend(members.asks.iter().map(Arc::clone));
-                    roots_seen.extend(members.roots.iter().map(Arc::clone));
+                    asks_seen.extend(members.told_asks().map(Arc::clone));
+                    roots_seen.extend(members.told_roots().map(Arc::clone));
                     self.stories(held, &members, all, &mut stories);
                 }
             }
@@ -157,10 +210,24 @@ impl Join {
         let widen = self.skews.widest();
         let (mut members, mut numbers) = (Members::default(), Numbers::default());
         let mut looking = match start {
-            Element::Ask(_, key) => vec![numbers.ask(key, &mut members).0],
-            Element::Root(key) => vec![numbers.root(key, &mut members).0],
+            Element::Ask(_, key) => VecDeque::from([(numbers.ask(key, &mut members).0, 0)]),
+            Element::Root(key) => VecDeque::from([(numbers.root(key, &mut members).0, 0)]),
         };
-        while let Some(member) = looking.pop() {
+        match start {
+            Element::Ask(..) => members.steps_of_asks.push(0),
+            Element::Root(_) => members.steps_of_roots.push(0),
+        }
+        while let Some((member, steps)) = looking.pop_front() {
+            let many = members.asks.len() + members.roots.len() >= WHOLE_UP_TO;
+            if many && steps >= LOOK_STEPS {
+                // Not looked into: whoever fits it could have come of it, or it of them.
+                members.is_cut = true;
+                match member {
+                    Member::Ask(at) => drop(members.crowded_asks.insert(at, Vec::new())),
+                    Member::Root(at) => drop(members.crowded_roots.insert(at, Vec::new())),
+                }
+                continue;
+            }
             match member {
                 Member::Ask(at) => {
                     let key = Arc::clone(&members.asks[at]);
@@ -185,7 +252,10 @@ impl Join {
                     for (key, fit) in found {
                         let (member, number, new) = numbers.root_number(key, &mut members);
                         members.pairs.insert((at, number), fit);
-                        looking.extend(new.then_some(member));
+                        if new {
+                            members.steps_of_roots.push(steps + 1);
+                            looking.push_back((member, steps + 1));
+                        }
                     }
                 }
                 Member::Root(at) => {
@@ -211,7 +281,10 @@ impl Join {
                     for (key, fit) in found {
                         let (member, number, new) = numbers.ask_number(key, &mut members);
                         members.pairs.insert((number, at), fit);
-                        looking.extend(new.then_some(member));
+                        if new {
+                            members.steps_of_asks.push(steps + 1);
+                            looking.push_back((member, steps + 1));
+                        }
                     }
                 }
             }
@@ -263,6 +336,10 @@ impl Join {
             no_nodes: self.watermarks.no_nodes(),
             silent_nodes: self.watermarks.silent_nodes(self.now, &self.config),
             audit_silent_since: self.watermarks.audit_silent_since(self.now, &self.config),
+            held,
+            watermarks: &self.watermarks,
+            now: self.now,
+            all,
             around,
         };
         let nodes_are_past = self.watermarks.nodes_are_past(self.now, &self.config);
@@ -288,10 +365,15 @@ impl Join {
                 }
             }
         };
-        stories.extend(units(&component, around).iter().map(|unit| teller.story(unit, &tell)));
+        let units = units(&component, around);
+        let told = units.iter().filter(|unit| match (unit.ask, unit.root) {
+            (Some(ask), _) => members.tells_ask(ask),
+            (None, root) => root.is_none_or(|root| members.tells_root(root)),
+        });
+        stories.extend(told.map(|unit| teller.story(unit, &tell)));
     }
 
-    fn write(&mut self, scope: &Arc<Scope>, story: Story, told: &BTreeSet<Uuid>, out: &mut Vec<Session>) {
+    fn write(&mut self, scope: &Arc<Scope>, mut story: Story, told: &BTreeSet<Uuid>, out: &mut Vec<Session>) {
         for id in &story.absorbed {
             self.take_back(*id, story.session, told, out);
         }
@@ -300,8 +382,11 @@ impl Join {
             (None, Some(root)) => Element::Root(Arc::clone(root)),
             (None, None) => return,
         };
-        if let (Some((session, signature)), Some(id)) = (story.draft.as_ref(), story.session) {
-            self.revise(id, session.clone(), *signature, out);
+        if let (Some((session, signature)), Some(id)) = (story.draft.take(), story.session) {
+            self.revise(id, session, signature, out);
+        }
+        if let Some(at) = story.look_again {
+            self.due.insert((at, element.clone()));
         }
         match story.tell {
             Tell::Now | Tell::Unchanged => self.let_go_or_wait(scope, &element, &story),
@@ -337,6 +422,10 @@ impl Join {
             known => known.map_or(0, |known| known.revision) + 1,
         };
         session.revision = revision;
+        let told = self.written.remove(&id).map(|known| known.findings).unwrap_or_default();
+        for note in session.findings.iter().filter(|note| !told.contains(&note.id)) {
+            self.found(note.line(&self.config.cluster, session.start, Some(id)));
+        }
         let Session { kind, start, place, .. } = &session;
         let written = Written {
             revision,
@@ -344,6 +433,7 @@ impl Join {
             signature,
             content,
             superseded: false,
+            findings: session.findings.iter().map(|note| note.id).collect(),
             kind: *kind,
             start: *start,
             place: place.clone(),

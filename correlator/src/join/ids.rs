@@ -19,6 +19,10 @@ pub(super) fn of_root(cluster: &str, key: &RootKey) -> Uuid {
     of(&["root", cluster, node, boot_id, &start_boottime_ns.to_string(), &pid.to_string()])
 }
 
+pub(super) fn of_finding(cluster: &str, code: &str, subject: &str) -> Uuid {
+    of(&["finding", cluster, code, subject])
+}
+
 /// Lengths before parts, so that no two lists of parts give the same bytes.
 fn of(parts: &[&str]) -> Uuid {
     let mut name = Vec::new();

@@ -1,6 +1,6 @@
 //! What goes into the join.
 
-use crate::audit::{AccessEvent, PodFact};
+use crate::audit::{AccessEvent, MonitoringChange, PodFact};
 use seclog_proto::v1::{CheckStatus, NodeRecord};
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub enum Input {
         event: Box<AccessEvent>,
     },
     Pod(PodFact),
+    /// What the monitoring rests on was changed.
+    Monitoring(MonitoringChange),
     /// A node's check of its own configuration.
     NodeCheck {
         node: Arc<str>,

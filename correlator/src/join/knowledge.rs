@@ -1,8 +1,8 @@
 //! What the join knows besides requests and roots: pods from the audit records, declared losses, watermarks.
 
-use super::Config;
 use super::root::Root;
 use super::session::LossNote;
+use super::{Config, Route};
 use crate::audit::PodFact;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -146,6 +146,8 @@ pub(super) struct Watermarks {
     nodes: BTreeMap<Arc<str>, Mark>,
     audit: u64,
     audit_heard: Option<u64>,
+    /// First and last event time that came by each route.
+    routes: BTreeMap<Route, (u64, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -173,6 +175,27 @@ impl Watermarks {
 
     pub(super) fn audit_heard(&mut self, now: u64) {
         self.audit_heard = self.audit_heard.max(Some(now));
+    }
+
+    pub(super) fn route(&mut self, route: Route, at: u64) {
+        let span = self.routes.entry(route).or_insert((at, at));
+        *span = (span.0.min(at), span.1.max(at));
+    }
+
+    pub(super) fn has_several_routes(&self) -> bool {
+        self.routes.len() > 1
+    }
+
+    /// Routes that brought events from before and from well after this time.
+    pub(super) fn routes_around(&self, from: u64, until: u64, config: &Config) -> Vec<Route> {
+        let around = |span: &(u64, u64)| span.0 < from && span.1 > until.saturating_add(config.audit_lateness_ns);
+        self.routes.iter().filter(|(_, span)| around(span)).map(|(route, _)| *route).collect()
+    }
+
+    /// Every silent node, and since when.
+    pub(super) fn silent(&self, now: u64, config: &Config) -> Vec<(Arc<str>, u64)> {
+        let silent = self.nodes.iter().filter(|(_, mark)| mark.is_silent(now, config));
+        silent.map(|(node, mark)| (Arc::clone(node), mark.until)).collect()
     }
 
     pub(super) fn audit_is_past(&self) -> u64 {

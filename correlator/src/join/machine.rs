@@ -2,22 +2,26 @@
 
 use super::attempt::{Attempt, RequestKey};
 use super::checks::Checks;
+use super::finding::{Code, Finding, FindingNote};
 use super::identifiers::{self, Identifiers};
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
 use super::place::RootPlace;
 use super::release::Gone;
 use super::root::{Root, RootKey};
 use super::scope::{Held, Scope};
-use super::session::{LossNote, Session};
+use super::session::{BulkCount, LossNote, Session};
 use super::skew::Skews;
 use super::{Config, Counters, Input, Route, Source, ids};
-use crate::audit::{AccessEvent, PodFact};
+use crate::audit::{AccessEvent, MonitoringChange, PodFact};
 use crate::timestamp::Timestamp;
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{Container, NodeRecord};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// Findings that wait to be taken.
+const MAX_FINDINGS: usize = 100_000;
 
 /// A request or a root of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +43,8 @@ pub(super) struct Rooted {
     pub(super) knowledge: u64,
     pub(super) is_dirty: bool,
     pub(super) is_probe: bool,
+    /// [`Root::has_verdicts`] that its scope knows of.
+    told_verdicts: (bool, bool),
     pub(super) release_at: Option<u64>,
 }
 
@@ -72,6 +78,9 @@ pub struct Join {
     /// Losses whose sessions are not yet looked for.
     pub(super) fresh_losses: Vec<Loss>,
     pub(super) skews: Skews,
+    findings: VecDeque<Finding>,
+    /// What was told of silence: each node's, and the audit stream's.
+    pub(super) told_silent: BTreeSet<String>,
     pub(super) watermarks: Watermarks,
     /// Scopes with something that changed.
     pub(super) dirty: BTreeSet<Arc<Scope>>,
@@ -104,6 +113,8 @@ impl Join {
             checks: Checks::default(),
             fresh_losses: Vec::new(),
             skews: Skews::default(),
+            findings: VecDeque::new(),
+            told_silent: BTreeSet::new(),
             watermarks: Watermarks::default(),
             dirty: BTreeSet::new(),
             due: BTreeSet::new(),
@@ -123,12 +134,14 @@ impl Join {
             Input::Node { node, record } => self.node_record(&node, record),
             Input::Audit { route, event } => {
                 self.watermarks.audit_heard(self.now);
+                self.watermarks.route(route, event.stage_time);
                 self.audit_event(route, *event);
             }
             Input::Pod(fact) => {
                 self.watermarks.audit_heard(self.now);
                 self.pod(fact);
             }
+            Input::Monitoring(change) => self.monitoring(change),
             Input::NodeCheck { node, status } => {
                 // Rare: checks that say nothing new are none.
                 if self.checks.add(&node, status) {
@@ -176,11 +189,24 @@ impl Join {
         };
         let mut record = record;
         self.name_container(node, &mut record);
+        if let Some(Detail::VerdictCount(_)) = record.detail {
+            self.bulk_count(record);
+            return;
+        }
+        let verdicts = matches!(record.detail, Some(Detail::Verdict(_)));
         if let Some(rooted) = self.roots.get_mut(&key) {
             rooted.root.add(record, &self.config, self.now);
             if rooted.root.retired {
                 self.counters.late += 1;
                 rooted.root.trim();
+            }
+            let news = verdicts && rooted.told_verdicts != rooted.root.has_verdicts;
+            if news {
+                rooted.told_verdicts = rooted.root.has_verdicts;
+                let key = Arc::clone(&rooted.root.key);
+                self.verdicts_seen(&key);
+                self.look_at_root(&key);
+                return;
             }
             let unchanged = rooted.face == Some(rooted.root.face);
             let quiet = unchanged && (rooted.is_dirty || rooted.root.retired);
@@ -213,9 +239,13 @@ impl Join {
             is_dirty: false,
             is_probe: false,
             release_at: None,
+            told_verdicts: (false, false),
         };
         self.roots.insert(Arc::clone(&key), rooted);
         self.look_at_root(&key);
+        if verdicts {
+            self.verdicts_seen(&key);
+        }
     }
 
     /// A root is new or has changed: puts it where it belongs, and marks whom that concerns.
@@ -266,6 +296,81 @@ impl Join {
             self.identifiers.carry(uid, key);
             self.mark_holders(uid);
         }
+    }
+
+    /// The first verdicts of a root: its containers report them.
+    fn verdicts_seen(&mut self, key: &Arc<RootKey>) {
+        let Some(rooted) = self.roots.get(key) else { return };
+        let Some(held) = self.scopes.get_mut(&rooted.scope) else { return };
+        let mut news = false;
+        for id in rooted.root.container_ids() {
+            let (any, executed) = rooted.root.has_verdicts;
+            news |= any && held.verdicts_in.len() < self.config.max_containers && held.verdicts_in.insert(id.clone());
+            news |= executed && held.verdicts_in.contains(id) && held.exec_verdicts_in.insert(id.clone());
+        }
+        let roots: Vec<Arc<RootKey>> = if news { held.roots.iter().map(Arc::clone).collect() } else { Vec::new() };
+        for key in roots {
+            self.mark(&Element::Root(key), true);
+        }
+    }
+
+    fn bulk_count(&mut self, record: NodeRecord) {
+        let (Some(Detail::VerdictCount(count)), Some(container)) = (record.detail, record.container) else { return };
+        if container.pod_name.is_empty() {
+            return;
+        }
+        let scope = Arc::new(Scope::Pod { namespace: container.pod_namespace, pod: container.pod_name });
+        let held = self.scopes.entry(scope).or_default();
+        if held.counts.len() >= self.config.counts_per_pod {
+            return;
+        }
+        let (first, last) = (count.first_unix_ns, count.last_unix_ns.max(count.first_unix_ns));
+        let count = BulkCount {
+            container_id: container.id,
+            syscall: count.syscall_name,
+            action: count.action,
+            count: count.count,
+            first: Timestamp(first),
+            last: Timestamp(last),
+            record: record.id.clone(),
+        };
+        let in_it = held
+            .roots
+            .iter()
+            .filter(|key| self.roots.get(*key).is_some_and(|rooted| rooted.root.has_container(&count.container_id)));
+        let roots: Vec<Arc<RootKey>> = in_it.map(Arc::clone).collect();
+        held.counts.insert(record.id, count);
+        for key in roots {
+            self.mark(&Element::Root(key), true);
+        }
+    }
+
+    fn monitoring(&mut self, change: MonitoringChange) {
+        self.watermarks.audit_heard(self.now);
+        let MonitoringChange { time, user, verb, object, audit_id } = change;
+        let subject = format!("{time} {audit_id} {user} {verb} {object}");
+        let note = FindingNote::new(
+            Code::MonitoringChanged,
+            &self.config.cluster,
+            &subject,
+            format!("{user} did {verb} {object}"),
+            vec![audit_id],
+        );
+        self.found(note.line(&self.config.cluster, Timestamp(time), None));
+    }
+
+    /// A finding to be written. What nobody takes is bounded: the oldest go, and are counted.
+    pub(super) fn found(&mut self, finding: Finding) {
+        if self.findings.len() >= MAX_FINDINGS {
+            self.findings.pop_front();
+            self.counters.findings_not_kept += 1;
+        }
+        self.findings.push_back(finding);
+    }
+
+    /// Findings since the last call, in the order in which they were found. One may come twice, with the same id.
+    pub fn take_findings(&mut self) -> Vec<Finding> {
+        self.findings.drain(..).collect()
     }
 
     fn mark_root(&mut self, scope: &Arc<Scope>, key: &Arc<RootKey>) {

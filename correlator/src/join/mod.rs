@@ -12,6 +12,7 @@ mod attempt;
 mod checks;
 mod config;
 mod evaluate;
+pub mod finding;
 mod fit;
 mod forced;
 mod identifiers;
@@ -20,6 +21,7 @@ mod input;
 mod knowledge;
 mod machine;
 mod matching;
+mod notes;
 mod place;
 mod release;
 mod root;
@@ -50,6 +52,8 @@ pub struct Counters {
     pub refused_requests: u64,
     pub refused_roots: u64,
     pub refused_pods: u64,
+    /// Findings that nobody took.
+    pub findings_not_kept: u64,
     /// Let go although they had not ended.
     pub given_up: u64,
 }

@@ -101,6 +101,13 @@ impl Join {
 
     /// What is not bound to one session.
     pub(super) fn forget(&mut self) {
+        let long_ago = self.now.saturating_sub(self.config.longest_ns);
+        for (scope, held) in &mut self.scopes {
+            held.counts.retain(|_, count| count.last.0 >= long_ago);
+            if held.is_empty() {
+                self.dirty.insert(Arc::clone(scope));
+            }
+        }
         let heard_of = self.now.saturating_sub(self.config.longest_ns);
         self.containers.retain(|_, named| named.seen >= heard_of);
         self.losses.forget_before(heard_of);

@@ -6,6 +6,7 @@ use super::session::VerdictCount;
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{self, NodeRecord};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -48,6 +49,16 @@ pub(super) struct Start {
     pub(super) program: v1::ProcessStart,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Move {
+    pub(super) time: u64,
+    pub(super) pid: u32,
+    /// Empty: out of every container.
+    pub(super) to_container: String,
+    pub(super) to_path: String,
+    pub(super) by: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Root {
     /// Of the session that it would be alone.
@@ -61,6 +72,15 @@ pub(super) struct Root {
     /// By time and record id.
     pub(super) starts: BTreeMap<(u64, String), Start>,
     pub(super) starts_not_kept: u64,
+    /// Moves out of its container, by record id.
+    pub(super) moves: BTreeMap<String, Move>,
+    /// Hashes of the ids of starts whose execve has its verdict.
+    verdict_of: BTreeSet<u64>,
+    /// By hash of the verdict's id, the process of execve attempts that only audit saw and that are taken to have failed:
+    /// its clock is coarse, so that one of them may be the attempt that another start came of.
+    loose: BTreeMap<u64, (u64, u32)>,
+    /// A verdict came, and one of a program that was executed.
+    pub(super) has_verdicts: (bool, bool),
     verdicts: BTreeMap<String, (String, String)>,
     verdicts_not_kept: BTreeMap<(String, String), u64>,
     /// Processes (start, pid) that have exited.
@@ -113,6 +133,10 @@ impl Root {
             own_container: None,
             starts: BTreeMap::new(),
             starts_not_kept: 0,
+            moves: BTreeMap::new(),
+            verdict_of: BTreeSet::new(),
+            loose: BTreeMap::new(),
+            has_verdicts: (false, false),
             verdicts: BTreeMap::new(),
             verdicts_not_kept: BTreeMap::new(),
             exits: BTreeSet::new(),
@@ -178,8 +202,20 @@ impl Root {
                     self.exit = Some(self.exit.map_or(said, |known| known.min(said)));
                 }
             }
-            Some(Detail::Verdict(verdict)) => self.add_verdict(record.id, verdict, config),
-            Some(Detail::Loss(_) | Detail::VerdictCount(_) | Detail::CgroupMove(_)) | None => {}
+            Some(Detail::Verdict(verdict)) => self.add_verdict(record.id, process, verdict, config),
+            Some(Detail::CgroupMove(moved)) => {
+                if self.moves.len() < config.moves_per_root {
+                    let moved = Move {
+                        time: record.time_unix_ns,
+                        pid: record.pid,
+                        to_container: moved.to_container_id,
+                        to_path: moved.to_cgroup_path,
+                        by: moved.moved_by_pid,
+                    };
+                    self.moves.insert(record.id, moved);
+                }
+            }
+            Some(Detail::Loss(_) | Detail::VerdictCount(_)) | None => {}
         }
     }
 
@@ -211,7 +247,19 @@ impl Root {
         self.face += 1;
     }
 
-    fn add_verdict(&mut self, id: String, verdict: v1::Verdict, config: &Config) {
+    fn add_verdict(&mut self, id: String, process: (u64, u32), verdict: v1::Verdict, config: &Config) {
+        let executed = verdict.outcome == "executed" && !verdict.target_id.is_empty();
+        self.has_verdicts = (true, self.has_verdicts.1 || executed);
+        if executed && self.verdict_of.len() < config.verdicts_per_root {
+            self.verdict_of.insert(hash(&verdict.target_id));
+            self.loose.remove(&hash(&id));
+        } else if !executed
+            && verdict.syscall_name.starts_with("execve")
+            && !verdict.sources.iter().any(|source| source == "ebpf")
+            && self.loose.len() < config.verdicts_per_root
+        {
+            self.loose.insert(hash(&id), process);
+        }
         let said = (verdict.syscall_name, verdict.outcome);
         let room = self.verdicts.len() < config.verdicts_per_root;
         match self.verdicts.get_mut(&id) {
@@ -257,6 +305,31 @@ impl Root {
         self.starts.values().any(|start| !self.exits.contains(&(start.start_boottime_ns, start.pid)))
     }
 
+    pub(super) fn has_container(&self, id: &str) -> bool {
+        self.containers.contains_key(id)
+    }
+
+    pub(super) fn container_ids(&self) -> impl Iterator<Item = &String> {
+        self.containers.keys()
+    }
+
+    /// Starts whose execve has no verdict. Nothing can be said where more verdicts came than are kept.
+    pub(super) fn starts_without_verdict(&self, config: &Config) -> Vec<(u64, &str)> {
+        if self.verdict_of.len() >= config.verdicts_per_root {
+            return Vec::new();
+        }
+        let mut loose: BTreeMap<(u64, u32), u32> = BTreeMap::new();
+        for process in self.loose.values() {
+            *loose.entry(*process).or_default() += 1;
+        }
+        let without = self.starts.iter().filter(|((_, id), start)| {
+            let may_be_its = loose.get_mut(&(start.start_boottime_ns, start.pid)).filter(|left| **left > 0);
+            let seen = self.verdict_of.contains(&hash(id));
+            !seen && may_be_its.is_none_or(|left| std::mem::replace(left, *left - 1) == 0)
+        });
+        without.map(|((time, id), _)| (*time, id.as_str())).collect()
+    }
+
     pub(super) fn verdict_counts(&self) -> Vec<VerdictCount> {
         let mut counts = self.verdicts_not_kept.clone();
         for said in self.verdicts.values() {
@@ -276,8 +349,16 @@ impl Root {
         self.starts.retain(|_, start| start.program.is_session_root);
         self.exits.retain(|process| *process == own);
         self.verdicts.clear();
+        self.verdict_of.clear();
+        self.loose.clear();
         self.verdicts_not_kept.clear();
     }
+}
+
+fn hash(id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Completed outcomes beat unknown ones; among equals the text decides, so that order of arrival does not.

@@ -5,6 +5,7 @@ use super::ask::{Ask, RETRY_WITHIN_NS, fold};
 use super::attempt::{Attempt, RequestKey};
 use super::place::{AskPlace, Index};
 use super::root::RootKey;
+use super::session::BulkCount;
 use crate::audit::{AccessKind, Identity};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -45,13 +46,18 @@ pub(super) struct Held {
     /// Those that are main processes of containers.
     pub(super) mains: BTreeSet<Arc<RootKey>>,
     pub(super) index: Index,
+    /// By record id.
+    pub(super) counts: BTreeMap<String, BulkCount>,
+    /// Ids of containers that reported a verdict, and of those that reported one of a program that was executed.
+    pub(super) verdicts_in: BTreeSet<String>,
+    pub(super) exec_verdicts_in: BTreeSet<String>,
     pub(super) dirty_asks: BTreeSet<RequestKey>,
     pub(super) dirty_roots: BTreeSet<Arc<RootKey>>,
 }
 
 impl Held {
     pub(super) fn is_empty(&self) -> bool {
-        self.attempts.is_empty() && self.roots.is_empty()
+        self.attempts.is_empty() && self.roots.is_empty() && self.counts.is_empty()
     }
 
     pub(super) fn ask(&self, first: &Identity) -> Option<Ask<'_>> {

@@ -1,5 +1,6 @@
 //! What the join says: a session, in its present revision. The field names are the JSON form.
 
+use super::finding::FindingNote;
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -25,7 +26,7 @@ pub struct Session {
     pub reasons: Vec<String>,
     /// What an administrator should look at.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub findings: Vec<String>,
+    pub findings: Vec<FindingNote>,
     /// What a client or process said of itself that nothing confirms.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub claims: Vec<String>,
@@ -49,6 +50,11 @@ pub struct Session {
     /// Logged seccomp verdicts by syscall and outcome: attempts, not what ran.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub verdicts: Vec<VerdictCount>,
+    /// Verdicts of its containers in its time of which only the number is known: there was no room for records.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub verdicts_without_detail: Vec<BulkCount>,
+    /// What the records could show of it, and what they never do.
+    pub sees: Sees,
     /// Where the evidence is ambiguous: everything that could be the other half, none of it asserted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub candidates: Vec<Candidate>,
@@ -85,6 +91,8 @@ impl Session {
             ran: Vec::new(),
             ran_not_listed: 0,
             verdicts: Vec::new(),
+            verdicts_without_detail: Vec::new(),
+            sees: Sees::default(),
             candidates: Vec::new(),
             losses: Vec::new(),
             coverage: Vec::new(),
@@ -240,6 +248,30 @@ pub struct VerdictCount {
     /// executed, failed, unknown; empty for syscalls other than execve and execveat.
     pub outcome: String,
     pub count: u64,
+}
+
+/// Counts of the node's kernel: of everything in that container, not of this session alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BulkCount {
+    pub container_id: String,
+    pub syscall: String,
+    pub action: String,
+    pub count: u64,
+    pub first: Timestamp,
+    pub last: Timestamp,
+    /// The node record's id.
+    pub record: String,
+}
+
+/// What could be seen where the session was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Sees {
+    /// Program starts are reported: a node told of the session's root.
+    pub process_starts: bool,
+    /// Verdicts are reported: at least one came from a container of the session.
+    pub verdicts: bool,
+    /// What no record ever shows, in words.
+    pub never: Vec<String>,
 }
 
 /// The other half of a pair that is not asserted, by its session.

@@ -53,6 +53,7 @@ pub(super) struct Story {
     pub(super) probe: bool,
     /// A container's main process and the like, of which no session tells.
     pub(super) workload: bool,
+    pub(super) look_again: Option<u64>,
 }
 
 impl Teller<'_> {
@@ -72,6 +73,12 @@ impl Teller<'_> {
         let signature = self.signature(unit, ask, root);
         let tell = session.map_or(Tell::Unchanged, |id| tell(id, signature, ready, probe));
         let draft = (tell == Tell::Now).then(|| self.draft(unit, ask, root, probe)).flatten();
+        let draft = draft.map(|mut session| {
+            if let (None, Some(root)) = (ask, root) {
+                self.add_findings(&mut session, None, Some(root), None);
+            }
+            session
+        });
         Story {
             ask: ask.map(|ask| Arc::clone(&ask.first().identity)),
             root: root.map(|root| Arc::clone(&root.key)),
@@ -84,6 +91,7 @@ impl Teller<'_> {
             decided: matches!(unit.bond, Bond::Exact { .. } | Bond::Unique { .. }),
             probe,
             workload,
+            look_again: self.look_again(ask, root),
         }
     }
 
@@ -186,6 +194,7 @@ impl Teller<'_> {
         if let Some(root) = root {
             (root.id, root.version, (self.knowledge_of_root)(&root.key)).hash(&mut hasher);
         }
+        self.around_signature(ask, root).hash(&mut hasher);
         match &unit.bond {
             Bond::Exact { why, .. } => (0, why).hash(&mut hasher),
             Bond::Unique { why, .. } => (1, why).hash(&mut hasher),

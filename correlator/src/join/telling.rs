@@ -2,11 +2,12 @@
 
 use super::ask::Ask;
 use super::fit::ArgvFit;
-use super::knowledge::Losses;
+use super::knowledge::{Losses, Watermarks};
 use super::matching::{Around, Component};
 use super::root::{Root, RootKey};
+use super::scope::Held;
 use super::session::{
-    Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Session, SessionUser, State,
+    Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Sees, Session, SessionUser, State,
 };
 use crate::audit::{Identity, SPO_UID};
 use crate::timestamp::Timestamp;
@@ -24,6 +25,11 @@ pub(super) struct Teller<'a> {
     /// Nodes of which nothing is heard any more, in words.
     pub(super) silent_nodes: Option<String>,
     pub(super) audit_silent_since: Option<u64>,
+    pub(super) held: &'a Held,
+    pub(super) watermarks: &'a Watermarks,
+    pub(super) now: u64,
+    /// Everything is in: nothing is waited for.
+    pub(super) all: bool,
     pub(super) around: Around<'a>,
 }
 
@@ -96,21 +102,17 @@ impl Teller<'_> {
             ran: Vec::new(),
             ran_not_listed: 0,
             verdicts: Vec::new(),
+            verdicts_without_detail: Vec::new(),
+            sees: Sees::default(),
             candidates,
             losses: Vec::new(),
             coverage: Vec::new(),
             attesters: Vec::new(),
         };
-        self.findings_of_request(ask, &mut session);
         let (from, until) = ask.window(self.around.config, self.around.skews.widest());
         let mut last = until;
-        if let Some((root, argv)) = root {
+        if let Some((root, _)) = root {
             self.add_root(root, closed_at, &mut session);
-            if *argv == (ArgvFit::Recorded { prefixed: false }) {
-                session.findings.push(format!(
-                    "what ran is not what was asked: an argument that named {SPO_UID} was replaced by the webhook"
-                ));
-            }
             last = root.last_seen.max(closed_at.unwrap_or_default());
         }
         session.claims = claims(&session, lead.spo_uid());
@@ -125,24 +127,13 @@ impl Teller<'_> {
             .map(|route| format!("audit/{route}"))
             .collect();
         session.attesters = routes.into_iter().chain(session.attesters).collect();
+        session.sees = self.sees(session.kind, root.map(|(root, _)| root));
+        self.add_findings(&mut session, Some(ask), root.map(|(root, _)| root), root.map(|(_, argv)| argv));
         session
     }
 
     fn coverage(&self, place: &Place, until: u64) -> Vec<String> {
         self.around.checks.notes(place.node.as_deref(), Some(&place.namespace), until)
-    }
-
-    fn findings_of_request(&self, ask: &Ask<'_>, session: &mut Session) {
-        let attempts = || ask.tries.iter().chain(&ask.attaches);
-        let webhooks: BTreeSet<&String> = attempts().flat_map(|attempt| &attempt.failed_open).collect();
-        for webhook in webhooks {
-            session.findings.push(format!(
-                "the admission webhook {webhook} failed and was passed over: no identifier was injected"
-            ));
-        }
-        if attempts().any(|attempt| attempt.disagreement) {
-            session.findings.push("audit records of the same stage of this request differ".to_owned());
-        }
     }
 
     pub(super) fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Session {
@@ -175,6 +166,8 @@ impl Teller<'_> {
             ran: Vec::new(),
             ran_not_listed: 0,
             verdicts: Vec::new(),
+            verdicts_without_detail: Vec::new(),
+            sees: Sees::default(),
             candidates: Vec::new(),
             losses: losses(self.around.losses, Some(&root.key.node), root.entered(), root.last_seen),
             coverage: Vec::new(),
@@ -183,6 +176,7 @@ impl Teller<'_> {
         self.add_root(root, None, &mut session);
         session.claims = claims(&session, None);
         session.coverage = self.coverage(&session.place, root.last_seen);
+        session.sees = self.sees(session.kind, Some(root));
         session
     }
 
@@ -207,16 +201,7 @@ impl Teller<'_> {
         session.ran_not_listed = root.starts_not_kept;
         session.verdicts = root.verdict_counts();
         session.attesters = vec![format!("node/{}", root.key.node)];
-        for other in root.other_containers() {
-            let name = if other.name.is_empty() { &other.id } else { &other.name };
-            session.findings.push(format!("processes of it were also seen in container {name:?}"));
-        }
-        if let Some(nodes) = self.around.pods.contradicts(root) {
-            session.findings.push(format!(
-                "node {} reports this pod, but the API server's records say that it runs on {nodes}",
-                root.key.node
-            ));
-        }
+        session.verdicts_without_detail = self.bulk_counts(root);
     }
 
     /// Attaching reaches the container's main process: it is named, and nothing that ran is claimed.

@@ -2,6 +2,7 @@
 
 pub mod table;
 
+use crate::join::finding::Finding;
 use crate::join::session::Session;
 use clap::ValueEnum;
 use std::io::{self, Write};
@@ -54,9 +55,6 @@ impl Outlet {
 
     /// Whole lines, handed to the operating system before this returns. Not yet synced to the disk.
     pub fn write(&mut self, sessions: &[Session]) -> Result<(), OutletError> {
-        if sessions.is_empty() {
-            return Ok(());
-        }
         let mut text = Vec::new();
         for session in sessions {
             match self.format {
@@ -67,7 +65,29 @@ impl Outlet {
                 Format::Table => text.extend_from_slice(table::render(session).as_bytes()),
             }
         }
-        let written = self.writer.write_all(&text).and_then(|()| self.writer.flush());
+        self.put(&text)
+    }
+
+    /// As [`Outlet::write`]. In a table only those that are of no session: the others stand with theirs.
+    pub fn write_findings(&mut self, findings: &[Finding]) -> Result<(), OutletError> {
+        let mut text = Vec::new();
+        for finding in findings {
+            match self.format {
+                Format::Json => {
+                    serde_json::to_writer(&mut text, finding)?;
+                    text.push(b'\n');
+                }
+                Format::Table => text.extend_from_slice(table::render_finding(finding).as_bytes()),
+            }
+        }
+        self.put(&text)
+    }
+
+    fn put(&mut self, text: &[u8]) -> Result<(), OutletError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let written = self.writer.write_all(text).and_then(|()| self.writer.flush());
         written.map_err(|source| OutletError::Write { name: self.name.clone(), source })
     }
 }

@@ -1,5 +1,6 @@
 //! Sessions for people, at most 120 columns wide: who, when, where, what was asked, what ran, and how sure that is.
 
+use crate::join::finding::Finding;
 use crate::join::session::{Evidence, Session, Side, State};
 use crate::timestamp::Timestamp;
 use std::fmt::Write as _;
@@ -76,10 +77,19 @@ pub fn render(session: &Session) -> String {
         line(&mut text, "  cover  ", note);
     }
     for finding in &session.findings {
-        line(&mut text, "  look   ", finding);
+        line(&mut text, "  look   ", &format!("{}: {}", finding.code, finding.text));
     }
     for claim in &session.claims {
         line(&mut text, "  claim  ", claim);
+    }
+    text
+}
+
+/// A finding that is of no session; those of sessions stand with them.
+pub fn render_finding(finding: &Finding) -> String {
+    let mut text = String::new();
+    if finding.session.is_none() {
+        line(&mut text, "", &format!("{}  look: {}: {}", short(finding.time), finding.code, finding.text));
     }
     text
 }
