@@ -25,7 +25,7 @@ use crate::{
         audit::{self, AUDIT_SECCOMP, AuditReader, SerialGaps},
         kernel::{KernelCapture, Record, decode},
     },
-    clock::{self, Offset},
+    clock::{self, Offset, Offsets},
     pipeline::Pipeline,
     quiet::{Pulse, netlink::AuditControl},
     throttle::Throttle,
@@ -100,6 +100,8 @@ struct Driver {
     last_counters: Vec<(&'static str, u64)>,
     watermark_boot_ns: u64,
     offset: Offset,
+    /// Also of before the wall clock was set.
+    offsets: Offsets,
     malformed_audit: u64,
     malformed_ring: u64,
     audit_closed: bool,
@@ -139,6 +141,7 @@ impl Driver {
             last_counters: Vec::new(),
             watermark_boot_ns: 0,
             offset: Offset::now(),
+            offsets: Offsets::new(Offset::now()),
             malformed_audit: 0,
             malformed_ring: 0,
             audit_closed: false,
@@ -162,7 +165,7 @@ impl Driver {
     fn pass(&mut self, sources: &mut Sources, ending: bool) -> bool {
         // Read before draining: everything stamped by then is in, but for what is in flight.
         let now = clock::boot_ns();
-        self.offset = Offset::now();
+        self.look_at_clock();
         let mut more = false;
         // Up to when lineage is in: that is how far verdicts can be judged.
         let mut lineage_ns = now;
@@ -192,6 +195,16 @@ impl Driver {
             self.account(sources, now);
         }
         more
+    }
+
+    fn look_at_clock(&mut self) {
+        self.offset = Offset::now();
+        if let Some(moved) = self.offsets.look(self.offset) {
+            tracing::warn!(
+                milliseconds = moved / 1_000_000,
+                "the wall clock was set; records before and after differ by it"
+            );
+        }
     }
 
     /// Whether everything that the programs have seen is accounted for: read, counted or dropped.
@@ -254,7 +267,10 @@ impl Driver {
                 continue;
             }
             match audit::parse(&datagram.payload) {
-                Ok(record) => self.pipeline.audit_verdict(record, self.offset, now),
+                Ok(record) => {
+                    let offset = self.offsets.at(record.time.unix_ms.saturating_mul(1_000_000), now);
+                    self.pipeline.audit_verdict(record, offset, now);
+                }
                 Err(error) => {
                     self.malformed_audit += 1;
                     if self.malformed.allows(now) {

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn different_processes_actions_abis_and_places_are_different_verdicts() {
+    fn different_processes_callers_actions_abis_and_places_are_different_verdicts() {
         let mut fuse = Fuse::default();
         fuse.kernel(kernel(1, 9 * MS), 0);
         let (record, at) = audit(1, 9 * MS);
@@ -323,11 +323,15 @@ mod tests {
             AuditRecord { pid: 7, ..record.clone() },
             AuditRecord { code: 0x5_0001, ..record.clone() },
             AuditRecord { compat: true, ..record.clone() },
+            // A pid that somebody else has by now.
+            AuditRecord { uid: 1000, ..record.clone() },
+            AuditRecord { gid: 1000, ..record.clone() },
+            AuditRecord { comm: "other".into(), ..record.clone() },
             AuditRecord { ip: 1, ..record },
         ] {
             fuse.audit(other, at, 0);
         }
-        assert_eq!(drain(&mut fuse).len(), 5);
+        assert_eq!(drain(&mut fuse).len(), 8);
     }
 
     #[test]

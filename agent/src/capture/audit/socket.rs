@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, IntoRawFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,6 +16,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::EventFd,
@@ -108,7 +109,13 @@ pub fn start(wake: Arc<EventFd>, stop: Arc<AtomicBool>) -> Result<AuditReader, A
     let thread_counters = Arc::clone(&counters);
     thread::Builder::new()
         .name("audit-reader".into())
-        .spawn(move || read_loop(&socket, &sender, &thread_counters, &wake, &stop))
+        .spawn(move || {
+            read_loop(&socket, &sender, &thread_counters, &wake, &stop);
+            if fcntl(&socket, FcntlArg::F_GETFD).is_err() {
+                // Somebody closed it under us: the number is another file's now or soon, and not ours to close.
+                let _ = socket.into_raw_fd();
+            }
+        })
         .map_err(AuditSocketError::Thread)?;
     Ok(AuditReader { datagrams, counters, receive_buffer })
 }
