@@ -1,5 +1,5 @@
 # make demo    a real container, a real exec, the session that seclog makes of it
-# make test    everything: unit tests, recordings, real containers, real kernels (SECLOG_KERNELS="5.10 6.1 6.12 sid")
+# make test    everything: unit tests, recordings, real containers, real kernels (fewer with SECLOG_KERNELS=6.1)
 # make bench   what is measured
 # make lint    formatting and clippy
 # The first run installs what is missing (Debian 12, as root).
@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export PATH := $(CARGO_TARGET_DIR)/tools/bin:$(PATH)
-export SECLOG_KERNELS ?= 6.1
+export SECLOG_KERNELS ?= 5.10 6.1 6.12 sid
 
 .PHONY: demo test bench lint setup build clean
 

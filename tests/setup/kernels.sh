@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Kernels for the tests in QEMU: kernels.sh [NAME...], with NAME one of 5.10 6.1 6.12 sid (default: $SECLOG_KERNELS,
-# else 6.1). Each is Debian's cloud kernel, the newest there is, unpacked (not installed) once to
+# else all). Each is Debian's cloud kernel, the newest there is, unpacked (not installed) once to
 # target/kernels/NAME/vmlinuz. One that cannot be had leaves the reason in target/kernels/NAME/unavailable, which its
 # test reports; that is no failure of this script.
 . "$(dirname "$0")/common.sh"
@@ -84,7 +84,7 @@ fetch() {
 
 kernels=$target/kernels
 # shellcheck disable=SC2086 # a list of names
-[ $# -gt 0 ] || set -- ${SECLOG_KERNELS:-6.1}
+[ $# -gt 0 ] || set -- ${SECLOG_KERNELS:-5.10 6.1 6.12 sid}
 for name in "$@"; do
   [ ! -s "$kernels/$name/vmlinuz" ] || continue
   mkdir -p "$kernels/$name"

@@ -1,17 +1,17 @@
 //! The agent on real kernels, in QEMU: which is said by `SECLOG_KERNELS` (names of tests/setup/kernels.sh).
 
 use anyhow::{Result, ensure};
-use seclog_tests::lab::{exclusive, initramfs, places, skip, vm};
+use seclog_tests::lab::{exclusive, initramfs, places, skip, verifier, vm};
 
 /// Groups of checks (tests/src/bin/seclog-vm-init), and how many each has. `SECLOG_CHECKS` names others, for work on them.
 const EVERY_KERNEL: [(&str, usize); 4] = [("audit", 1), ("fentry", 7), ("kprobe", 7), ("overflow", 2)];
-const ONE_KERNEL: [(&str, usize); 4] = [("losses", 2), ("memory", 2), ("processes", 19), ("quiet", 5)];
+const ONE_KERNEL: [(&str, usize); 5] = [("losses", 2), ("memory", 2), ("processes", 19), ("trouble", 9), ("quiet", 5)];
 /// The kernel that runs them all.
 const THOROUGH: &str = "6.1";
 
 fn every_verdict_is_reported_as_audit_has_it(kernel: &str) -> Result<()> {
     let name = format!("kernel_{}", kernel.replace('.', "_"));
-    let wanted = std::env::var("SECLOG_KERNELS").unwrap_or_else(|_| "6.1".into());
+    let wanted = std::env::var("SECLOG_KERNELS").unwrap_or_else(|_| "5.10 6.1 6.12 sid".into());
     if !wanted.split_whitespace().any(|word| word == kernel) {
         skip(&name, format!("not asked for (SECLOG_KERNELS={wanted})"));
         return Ok(());
@@ -37,6 +37,12 @@ fn every_verdict_is_reported_as_audit_has_it(kernel: &str) -> Result<()> {
     let console = vm::boot(&image, &initramfs, &asked.clone().unwrap_or_else(|| names.join(",")))?;
     let checks = vm::checks(&console);
     checks.iter().for_each(|check| println!("{kernel}: {check:?}"));
+    let verified = verifier::verified(&console);
+    println!("{kernel}: instructions verified: {verified:?}");
+    let dear = verifier::above_ceiling(kernel, &verified);
+    ensure!(dear.is_empty(), "{}", dear.join("; "));
+    // Kernels before 5.16 do not tell.
+    ensure!(asked.is_some() || !verified.is_empty() || kernel == "5.10", "no figures of the verifier");
     let failed = checks.iter().any(|check| check.failure.is_some());
     let count: usize = groups.iter().map(|(_, count)| count).sum();
     let complete = asked.is_some() || checks.len() == count;

@@ -6,7 +6,7 @@
 //!     node         containerd with a private root; image its image; cri its pods; stream an exec into one
 //!     kube_audit   what the API server would report of an exec; webhook delivers it
 //!     pki          certificates of both connections
-//!   vm           a kernel in QEMU
+//!   vm           a kernel in QEMU; verifier what its verifier had to walk
 //!     initramfs    what boots in it; cpio its format
 //!   seccomp      a filter that logs; filters the rarer ones; audit_socket who hears it; audit_record what it says;
 //!   agreement    whether the agent says the same
@@ -34,6 +34,7 @@ pub mod quiet;
 pub mod seccomp;
 mod skip;
 pub mod stream;
+pub mod verifier;
 pub mod vm;
 pub mod webhook;
 

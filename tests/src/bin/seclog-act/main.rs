@@ -1,6 +1,7 @@
 //! Does one thing that the kernel programs must see right, as a process of a container would. What it does to whom is in
 //! the names of its subcommands; where it waits for a line on standard input, it has printed `ready` before.
 
+mod foreign;
 mod processes;
 mod suppressed;
 mod verdicts;
@@ -32,6 +33,8 @@ enum Act {
     },
     /// Join a cgroup, and listen on a socket as the container runtime does
     Serve { cgroup: PathBuf, socket: PathBuf },
+    /// Make another process close its audit socket
+    CloseAudit { pid: i32 },
     /// Execute without these capabilities (numbers of include/uapi/linux/capability.h)
     Without {
         #[arg(value_delimiter = ',')]
@@ -75,6 +78,7 @@ fn main() -> Result<()> {
             listener.incoming().for_each(drop);
             Ok(())
         }
+        Act::CloseAudit { pid } => foreign::close_audit(pid),
         Act::Without { capabilities, program } => {
             for capability in capabilities {
                 // SAFETY: prctl(2) with plain numbers.

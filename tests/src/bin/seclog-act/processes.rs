@@ -144,7 +144,7 @@ fn with_threads(threads: u32) -> Result<()> {
             waitpid(child, None)?;
         }
         ForkResult::Child => {
-            let (started, all_started) = std::sync::mpsc::channel();
+            let (started, all_started) = std::sync::mpsc::sync_channel(threads as usize);
             for _ in 0..threads {
                 let started = started.clone();
                 std::thread::spawn(move || {

@@ -11,6 +11,7 @@ mod overflow;
 mod processes;
 mod quiet;
 mod session;
+mod trouble;
 
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,7 @@ fn work() -> Result<()> {
 type Group = fn(&Path) -> Vec<(&'static str, Result<()>)>;
 
 /// In the order they run. The last one locks the audit rules for good.
-const GROUPS: [(&str, Group); 8] = [
+const GROUPS: [(&str, Group); 9] = [
     ("audit", |cgroup| vec![("observer", observer_hears_every_verdict(cgroup))]),
     ("fentry", |cgroup| agent_run::agent_agrees_with_audit("fentry", cgroup)),
     ("kprobe", |cgroup| agent_run::agent_agrees_with_audit("kprobe", cgroup)),
@@ -59,6 +60,7 @@ const GROUPS: [(&str, Group); 8] = [
     ("losses", overflow::rarer_losses),
     ("memory", kernel_memory::kernel_memory),
     ("processes", processes::processes),
+    ("trouble", trouble::trouble),
     ("quiet", quiet::quiet_mode),
 ];
 
