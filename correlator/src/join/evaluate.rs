@@ -52,14 +52,14 @@ struct Members {
     is_cut: bool,
 }
 
-/// A component is looked at as a whole up to this many members. Beyond, it is a chain of the same command over and over: so
-/// many steps are looked at from what changed, and of what is nearer than that conclusions are told.
-const WHOLE_UP_TO: usize = 96;
-const LOOK_STEPS: usize = 6;
-const TELL_STEPS: usize = 3;
+/// A component is looked at as a whole up to this many members. Beyond, it is a chain of the same command over and over, and
+/// nothing follows from what fits what: so many steps are looked at from what changed, and what is nearer is told.
+const WHOLE_UP_TO: usize = 128;
+const LOOK_STEPS: usize = 4;
+const TELL_STEPS: usize = 2;
 
 impl Members {
-    /// Whether what is concluded about it is told. Near the cut it would say less than could be said.
+    /// Whether it is told of. Near the cut not all of its candidates are known.
     fn tells_ask(&self, at: usize) -> bool {
         !self.is_cut || self.steps_of_asks.get(at).is_none_or(|steps| *steps <= TELL_STEPS)
     }
@@ -302,6 +302,7 @@ impl Join {
             asks: members.asks.iter().filter_map(ask_of).collect(),
             roots: members.roots.iter().filter_map(|key| self.unretired(key)).collect(),
             pairs: members.pairs.clone(),
+            is_cut: members.is_cut,
             crowded_asks: members
                 .crowded_asks
                 .iter()

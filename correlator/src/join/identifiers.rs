@@ -55,11 +55,14 @@ impl Identifiers {
     }
 
     /// Everything that an identifier is known of.
-    pub(super) fn holders(&self, uid: &str) -> (Vec<(Arc<Scope>, RequestKey)>, Vec<Arc<RootKey>>) {
+    pub(super) fn holders(&self, uid: &str) -> Holders {
         let requests = self.recorded.get(uid).into_iter().flatten().cloned().collect();
         (requests, self.carried.get(uid).into_iter().flatten().cloned().collect())
     }
 }
+
+/// Requests and roots that an identifier is known of.
+type Holders = (Vec<(Arc<Scope>, RequestKey)>, Vec<Arc<RootKey>>);
 
 /// The identifiers in the argv of a root's first exec.
 pub(super) fn of_root(root: &Root) -> BTreeSet<String> {

@@ -32,6 +32,8 @@ pub(super) struct Component<'a> {
     pub(super) roots: Vec<&'a Root>,
     /// By index of request and root.
     pub(super) pairs: BTreeMap<(usize, usize), Fit>,
+    /// Too large to be looked at as a whole: no pair is forced.
+    pub(super) is_cut: bool,
     /// Requests and roots that fit more than [`Config::max_candidates`], and some of those, not all in here.
     pub(super) crowded_asks: BTreeMap<usize, Vec<&'a Root>>,
     pub(super) crowded_roots: BTreeMap<usize, Vec<Ask<'a>>>,
@@ -66,7 +68,7 @@ pub(super) enum Bond {
 }
 
 pub(super) fn units(component: &Component<'_>, around: Around<'_>) -> Vec<Unit> {
-    let Component { asks, roots, pairs, crowded_asks, crowded_roots } = component;
+    let Component { asks, roots, pairs, crowded_asks, crowded_roots, is_cut } = component;
     let (mut of_ask, mut of_root) = (vec![0_u32; asks.len()], vec![0_u32; roots.len()]);
     for (ask, root) in pairs.keys() {
         of_ask[*ask] += 1;
@@ -89,7 +91,7 @@ pub(super) fn units(component: &Component<'_>, around: Around<'_>) -> Vec<Unit> 
     }
 
     let doubts: Vec<Vec<String>> = roots.iter().map(|root| doubts_about(root, around)).collect();
-    let mut free: Vec<bool> = doubts.iter().map(|doubts| !doubts.is_empty()).collect();
+    let mut free: Vec<bool> = doubts.iter().map(|doubts| *is_cut || !doubts.is_empty()).collect();
     let mut fits: Vec<Vec<usize>> = Vec::new();
     for (root, open) in open.iter().enumerate() {
         let crowded = |ask: &usize| crowded_asks.contains_key(ask);

@@ -149,7 +149,7 @@ fn tick(setting: &Setting, now: u64, earliest: &[u64; 3], inputs: &mut Vec<Input
     for (node, name) in NODES.iter().enumerate() {
         let until = earliest[node].min(at_node(setting, node, now)) - 1;
         inputs.push(Input::Watermark { source: Source::Node((*name).into()), until });
-        if now / SECOND % 10 == 0 {
+        if (now / SECOND).is_multiple_of(10) {
             let sent = at_node(setting, node, now - 20 * MS);
             inputs.push(Input::Clock { node: (*name).into(), sent, received: now });
         }
