@@ -107,6 +107,8 @@ fn what_no_count_has_room_for_is_a_loss(cgroup: &Path) -> Result<()> {
 
 /// With the small receive buffer that an agent without CAP_NET_ADMIN has.
 fn ebpf_brings_what_the_audit_socket_dropped(cgroup: &Path) -> Result<()> {
+    // The kernel's default for long; the newest allow 4 MiB.
+    std::fs::write("/proc/sys/net/core/rmem_max", "212992")?;
     let agent = Agent::start(&[CAP_NET_ADMIN], &[])?;
     let captured = while_paused(agent, || super::make_verdicts(cgroup))?;
     captured.identities_hold()?;
