@@ -52,6 +52,8 @@ pub struct Sources {
     pub audit: Option<AuditReader>,
     /// Signalled by the audit reader and to stop.
     pub wake: Arc<EventFd>,
+    /// Since when nothing goes by unseen.
+    pub since_boot_ns: u64,
 }
 
 /// Feeds the pipeline until `stop` is set or nobody takes batches any more.
@@ -64,7 +66,7 @@ pub fn run(
     pulse: &Pulse,
 ) {
     let mut driver = Driver::new(pipeline);
-    driver.begin(absence);
+    driver.begin(absence, sources.since_boot_ns);
     let mut unsettled = 0;
     loop {
         let ending = stop.load(Ordering::Relaxed);
@@ -155,9 +157,9 @@ impl Driver {
     }
 
     /// What happened while nobody watched is lost, and said first.
-    fn begin(&mut self, absence: &Absence) {
+    fn begin(&mut self, absence: &Absence, since_boot_ns: u64) {
         let from = absence.from_unix_ns.map_or(0, |unix_ns| self.offset.to_boot(unix_ns));
-        let window = (from, self.accounted_ns.max(from));
+        let window = (from, since_boot_ns.max(from));
         self.pipeline.loss(("agent", absence.reason.to_owned()), None, window, self.offset, &mut self.out);
     }
 

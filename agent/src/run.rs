@@ -250,6 +250,8 @@ fn start(
     };
     let epoch = clock::boot_ns();
     let mut kernel = kernel::KernelCapture::start(&options);
+    // From here on process events wait in the ring, and audit records in their queue.
+    let lineage_since_ns = clock::boot_ns();
     let mut processes = Processes::new(host_mounts);
     read_proc(Path::new("/proc"), &mut processes, &mut |path| {
         let (cgroup_id, container) = cgroups.by_path(path, epoch);
@@ -262,9 +264,11 @@ fn start(
         }
         Err(error) => hooks.push(capture::inactive("ebpf", error)),
     }
+    // Without audit, verdicts are seen only from now on.
+    let since_boot_ns = if audit.is_some() { lineage_since_ns } else { clock::boot_ns() };
     tell(&hooks)?;
     let pipeline = Pipeline::new(Origins { boot_id: boot_id.into(), epoch }, processes, cgroups);
-    Ok((Sources { kernel: kernel.ok(), audit, wake: Arc::clone(wake) }, pipeline, hooks))
+    Ok((Sources { kernel: kernel.ok(), audit, wake: Arc::clone(wake), since_boot_ns }, pipeline, hooks))
 }
 
 /// Says what works and what follows from what does not. An error when nothing does.
