@@ -44,8 +44,8 @@ pub struct Fuse {
     held: VecDeque<Held>,
     /// Number of `held[0]`.
     first: u64,
-    /// Verdicts that wait for their other half.
-    waiting: HashMap<Key, Line>,
+    /// Verdicts that wait for their other half, by what they share and by the half that they are.
+    waiting: HashMap<(Key, Half), Line>,
     /// The greatest time between the arrivals of two halves of late, and when that was.
     delay_ns: u64,
     delay_at_ns: u64,
@@ -55,13 +55,22 @@ pub struct Fuse {
 struct Held {
     verdict: Verdict,
     key: Key,
+    /// Which half came first.
+    half: Half,
     arrived_ns: u64,
     /// Number of the next one in its line.
     next: Option<u64>,
 }
 
-/// The numbers of the first and the last verdict of one key that wait, in order of arrival. So the oldest of all that are
-/// held is the first of its line, if it is in one.
+/// One of the two sources of a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Half {
+    Kernel,
+    Audit,
+}
+
+/// The numbers of the first and the last of the same halves of one key that wait, in order of arrival. So the oldest of
+/// all that are held is the first of its line, if it is in one.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     first: u64,
@@ -104,8 +113,8 @@ impl Fuse {
     pub fn kernel(&mut self, verdict: KernelVerdict, now_ns: u64) {
         let key = Key { pid: verdict.task.pid, syscall: verdict.syscall, code: verdict.code };
         let time_boot_ns = verdict.time_boot_ns;
-        let partner = self.take_partner(key, |held| {
-            held.kernel.is_none() && held.audit.as_ref().is_some_and(|audit| agree(&verdict, audit, held.time_boot_ns))
+        let partner = self.take_half((key, Half::Audit), |held| {
+            held.audit.as_ref().is_some_and(|audit| agree(&verdict, audit, held.time_boot_ns))
         });
         match partner {
             Some(held) => {
@@ -114,15 +123,18 @@ impl Fuse {
                 let arrived_ns = held.arrived_ns;
                 self.saw_delay(arrived_ns, now_ns);
             }
-            None => self.hold(key, Verdict { kernel: Some(verdict), audit: None, time_boot_ns }, now_ns),
+            None => {
+                let verdict = Verdict { kernel: Some(verdict), audit: None, time_boot_ns };
+                self.hold((key, Half::Kernel), verdict, now_ns);
+            }
         }
     }
 
     /// `time_boot_ns`: the record's time on the boot clock.
     pub fn audit(&mut self, record: AuditRecord, time_boot_ns: u64, now_ns: u64) {
         let key = Key { pid: record.pid, syscall: record.syscall, code: record.code };
-        let partner = self.take_partner(key, |held| {
-            held.audit.is_none() && held.kernel.as_ref().is_some_and(|kernel| agree(kernel, &record, time_boot_ns))
+        let partner = self.take_half((key, Half::Kernel), |held| {
+            held.kernel.as_ref().is_some_and(|kernel| agree(kernel, &record, time_boot_ns))
         });
         match partner {
             Some(held) => {
@@ -130,13 +142,16 @@ impl Fuse {
                 let arrived_ns = held.arrived_ns;
                 self.saw_delay(arrived_ns, now_ns);
             }
-            None => self.hold(key, Verdict { kernel: None, audit: Some(record), time_boot_ns }, now_ns),
+            None => {
+                let verdict = Verdict { kernel: None, audit: Some(record), time_boot_ns };
+                self.hold((key, Half::Audit), verdict, now_ns);
+            }
         }
     }
 
-    /// The first waiting verdict of this key that fits, no longer waiting.
-    fn take_partner(&mut self, key: Key, fits: impl Fn(&Verdict) -> bool) -> Option<&mut Held> {
-        let (mut before, mut number) = (None, self.waiting.get(&key)?.first);
+    /// The first waiting half of this kind that fits, no longer waiting.
+    fn take_half(&mut self, of: (Key, Half), fits: impl Fn(&Verdict) -> bool) -> Option<&mut Held> {
+        let (mut before, mut number) = (None, self.waiting.get(&of)?.first);
         let index = loop {
             let index = (number - self.first) as usize;
             let held = self.held.get(index)?;
@@ -146,14 +161,14 @@ impl Fuse {
             before = Some(number);
             number = held.next?;
         };
-        self.leave_line(key, before, number);
+        self.leave_line(of, before, number);
         self.held.get_mut(index)
     }
 
-    fn hold(&mut self, key: Key, verdict: Verdict, now_ns: u64) {
+    fn hold(&mut self, (key, half): (Key, Half), verdict: Verdict, now_ns: u64) {
         let number = self.first + self.held.len() as u64;
-        self.held.push_back(Held { verdict, key, arrived_ns: now_ns, next: None });
-        match self.waiting.entry(key) {
+        self.held.push_back(Held { verdict, key, half, arrived_ns: now_ns, next: None });
+        match self.waiting.entry((key, half)) {
             Entry::Vacant(line) => {
                 line.insert(Line { first: number, last: number });
             }
@@ -167,9 +182,9 @@ impl Fuse {
     }
 
     /// Takes `number` out of its line, where `before` stands in front of it.
-    fn leave_line(&mut self, key: Key, before: Option<u64>, number: u64) {
+    fn leave_line(&mut self, of: (Key, Half), before: Option<u64>, number: u64) {
         let next = self.held.get((number - self.first) as usize).and_then(|held| held.next);
-        let Entry::Occupied(mut line) = self.waiting.entry(key) else { return };
+        let Entry::Occupied(mut line) = self.waiting.entry(of) else { return };
         match (before, next) {
             (None, None) => {
                 line.remove();
@@ -195,13 +210,15 @@ impl Fuse {
                 .front()
                 .is_some_and(|held| ending || held.arrived_ns + hold_ns <= now_ns || self.held.len() > MOST_HELD);
             if !due {
+                self.shrink();
                 return None;
             }
-            let key = self.held.front()?.key;
-            if self.waiting.get(&key).is_some_and(|line| line.first == self.first) {
-                self.leave_line(key, None, self.first);
+            let front = self.held.front()?;
+            let of = (front.key, front.half);
+            if self.waiting.get(&of).is_some_and(|line| line.first == self.first) {
+                self.leave_line(of, None, self.first);
             }
-            let Held { mut verdict, .. } = self.held.pop_front()?;
+            let Held { mut verdict, key, .. } = self.held.pop_front()?;
             self.first += 1;
             match (verdict.kernel.is_some(), verdict.audit.is_some()) {
                 // Its half went on with another.
@@ -213,10 +230,20 @@ impl Fuse {
         }
     }
 
+    /// After a storm its room goes back.
+    fn shrink(&mut self) {
+        const ORDINARY: usize = 4_096;
+        if self.held.is_empty() && self.held.capacity() > ORDINARY {
+            self.held = VecDeque::new();
+            self.waiting = HashMap::new();
+        }
+    }
+
     /// Takes the other half out of the first left-over verdict that fits; that one is empty then.
     fn complete_from_left_overs(&mut self, key: Key, verdict: &mut Verdict, hold_ns: u64) {
         let alone = &*verdict;
-        let partner = self.take_partner(key, |other| {
+        let missing = if alone.kernel.is_some() { Half::Audit } else { Half::Kernel };
+        let partner = self.take_half((key, missing), |other| {
             let near = alone.time_boot_ns.abs_diff(other.time_boot_ns) <= hold_ns;
             near && match (&alone.kernel, &alone.audit, &other.kernel, &other.audit) {
                 (Some(kernel), None, None, Some(audit)) | (None, Some(audit), Some(kernel), None) => {
@@ -365,6 +392,29 @@ mod tests {
         fuse.audit(record, 80 * MS, 80 * MS);
         assert_eq!(drain(&mut fuse), [(true, true, 9 * MS)]);
         assert!(fuse.waiting.is_empty() && fuse.held.is_empty());
+    }
+
+    #[test]
+    fn a_storm_of_one_process_seen_by_one_source_is_handed_on_in_order() {
+        let mut fuse = Fuse::default();
+        let (record, at) = audit(1, 0);
+        let mut next = 0;
+        let mut take = |fuse: &mut Fuse, ending| {
+            while let Some(verdict) = fuse.next(0, ending) {
+                assert_eq!(verdict.audit.map(|audit| audit.time.serial), Some(next));
+                next += 1;
+            }
+            next
+        };
+        const STORM: u64 = 200_000;
+        for serial in 0..STORM {
+            let mut record = record.clone();
+            record.time.serial = serial;
+            fuse.audit(record, at, 0);
+            take(&mut fuse, false);
+        }
+        assert_eq!(take(&mut fuse, true), STORM);
+        assert!(fuse.waiting.is_empty());
     }
 
     proptest! {
