@@ -143,7 +143,7 @@ impl Pipeline {
         };
         let mut record =
             record::describe(&self.origins, offset, *last_boot_ns, process, Some(&image), &mut self.cgroups);
-        record.id = self.origins.kernel_id(&format!("o{}", self.overflows));
+        record.id = self.origins.kernel_id(format_args!("o{}", self.overflows));
         record.pid = task.pid;
         record.start_boottime_ns = task.start_boottime_ns;
         record::of_task(&mut record, task);
@@ -186,7 +186,7 @@ impl Pipeline {
         self.losses += 1;
         self.counters.losses += 1;
         let mut record = record::describe(&self.origins, offset, until_boot_ns, None, None, &mut self.cgroups);
-        record.id = self.origins.kernel_id(&format!("x{}", self.losses));
+        record.id = self.origins.kernel_id(format_args!("x{}", self.losses));
         let (from, until) = (offset.to_unix(from_boot_ns), offset.to_unix(until_boot_ns));
         record.detail = Some(record::loss(source, reason, count, from, until));
         out.push(record);

@@ -1,6 +1,9 @@
 //! Builds node records from what the rooms know.
 
-use std::sync::Arc;
+use std::{
+    fmt::{Arguments, Display, Write as _},
+    sync::Arc,
+};
 
 use seclog_proto::v1::{
     Container, Loss, NodeRecord, ProcessExit, ProcessStart, SessionRoot, Verdict as VerdictDetail, node_record::Detail,
@@ -9,7 +12,7 @@ use seclog_proto::v1::{
 use crate::{
     abi_names,
     clock::Offset,
-    container::{Cgroups, pod_uid_of_path},
+    container::Cgroups,
     fuse::Verdict,
     lineage::{Argv, Environment, Image, Process, ProcessKey, Root, Task},
 };
@@ -26,16 +29,26 @@ pub struct Origins {
 
 impl Origins {
     /// Id of a record from a kernel program, by its origin there.
-    pub fn kernel_id(&self, origin: &str) -> String {
-        format!("{}:{}:{origin}", self.boot_id, self.epoch)
+    pub fn kernel_id(&self, origin: impl Display) -> String {
+        self.id(format_args!("{}:{origin}", self.epoch))
+    }
+
+    /// One allocation: every record has one.
+    fn id(&self, rest: Arguments<'_>) -> String {
+        let mut id = String::with_capacity(self.boot_id.len() + 48);
+        id.push_str(&self.boot_id);
+        id.push(':');
+        // Writing to a string does not fail.
+        let _ = id.write_fmt(rest);
+        id
     }
 
     fn verdict_id(&self, verdict: &Verdict) -> String {
         match (&verdict.kernel, &verdict.audit) {
-            (Some(kernel), _) => self.kernel_id(&format!("v{}.{}", kernel.cpu, kernel.sequence)),
+            (Some(kernel), _) => self.kernel_id(format_args!("v{}.{}", kernel.cpu, kernel.sequence)),
             (None, Some(audit)) => {
                 let (seconds, milliseconds) = (audit.time.unix_ms / 1000, audit.time.unix_ms % 1000);
-                format!("{}:a{seconds}.{milliseconds:03}.{}", self.boot_id, audit.time.serial)
+                self.id(format_args!("a{seconds}.{milliseconds:03}.{}", audit.time.serial))
             }
             (None, None) => self.kernel_id("v?"),
         }
@@ -74,7 +87,7 @@ pub fn describe(
         let of_root = process.and_then(|process| process.root.as_ref()).map(|root| Arc::clone(&root.container));
         record.container = Some(Container {
             cgroup_id: image.cgroup_id,
-            pod_uid: pod_uid_of_path(&cgroup.path).unwrap_or_default(),
+            pod_uid: cgroup.pod_uid.to_string(),
             cgroup_path: cgroup.path.to_string(),
             id: cgroup.container.or(of_root).as_deref().unwrap_or_default().to_owned(),
             mount_namespace: image.mount_namespace,

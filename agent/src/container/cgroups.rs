@@ -28,6 +28,8 @@ pub struct Cgroup {
     /// Below the root of the v2 hierarchy, with a leading slash; empty when not found.
     pub path: Arc<str>,
     pub container: Option<Arc<str>>,
+    /// Empty outside pods.
+    pub pod_uid: Arc<str>,
 }
 
 /// What the kernel says of a cgroup id.
@@ -111,7 +113,11 @@ impl Cgroups {
     }
 
     fn insert(&mut self, id: u64, path: &str, now_ns: u64) -> Cgroup {
-        let cgroup = Cgroup { path: path.into(), container: container_of_path(path).map(Into::into) };
+        let cgroup = Cgroup {
+            path: path.into(),
+            container: container_of_path(path).map(Into::into),
+            pod_uid: pod_uid_of_path(path).unwrap_or_default().into(),
+        };
         if self.by_id.insert(id, (cgroup.clone(), now_ns)).is_none() {
             self.order.push_back(id);
             if self.order.len() > MOST
