@@ -26,6 +26,7 @@ use crate::{
         kernel::{KernelCapture, Record, decode},
     },
     clock::{self, Offset, Offsets},
+    memory::Storms,
     pipeline::Pipeline,
     quiet::{Pulse, netlink::AuditControl},
     throttle::Throttle,
@@ -116,6 +117,9 @@ struct Driver {
     audit_control: Option<AuditControl>,
     kernel_asked_ns: u64,
     kernel_lost: Option<u64>,
+    storms: Storms,
+    /// Records handed over at the last accounting.
+    records_before: u64,
 }
 
 /// Loss counters at the last accounting.
@@ -153,6 +157,8 @@ impl Driver {
             audit_control: AuditControl::open().ok(),
             kernel_asked_ns: 0,
             kernel_lost: None,
+            storms: Storms::default(),
+            records_before: 0,
         }
     }
 
@@ -289,6 +295,9 @@ impl Driver {
     fn account(&mut self, sources: &Sources, now: u64) {
         let window = (self.accounted_ns, now);
         self.accounted_ns = now;
+        let records = self.pipeline.counters.records;
+        self.storms.look((records - self.records_before) as usize);
+        self.records_before = records;
         let mut counters = vec![
             ("lineage_events", self.pipeline.counters.lineage_events),
             ("kernel_verdicts", self.pipeline.counters.kernel_verdicts),

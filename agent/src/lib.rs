@@ -11,6 +11,7 @@ pub mod container;
 pub mod drive;
 pub mod fuse;
 pub mod lineage;
+pub mod memory;
 pub mod pipeline;
 pub mod quiet;
 pub mod record;

@@ -10,6 +10,10 @@ use seclog_agent::{
 use seclog_dropin::check::{self, CheckArgs};
 use tracing_subscriber::EnvFilter;
 
+/// A record is a dozen small strings, made in one thread and freed in another: what the C library's allocator is slowest at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Sees what runs in the containers of this node, and which remote session it belongs to.
 #[derive(Parser, Debug)]
 #[command(

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 pub use buffer::Buffer;
 pub use stream::{Identity, StreamConfig, Tls};
 
-use crate::{absence::Keeper, check, container::Names, telemetry::Telemetry};
+use crate::{absence::Keeper, check, container::Names, memory::Storms, telemetry::Telemetry};
 
 /// What the pipeline hands over at once.
 #[derive(Debug, Default)]
@@ -58,16 +58,21 @@ pub async fn deliver(
     telemetry: Arc<Telemetry>,
     mut keeper: Keeper,
 ) -> Result<(), UplinkError> {
+    let (mut storms, mut records) = (Storms::default(), 0);
     match sink {
         Sink::Stdout => {
             let mut watermark = 0;
             while let Some(mut batch) = batches.recv().await {
+                records += batch.records.len();
                 name_containers(&mut names, &mut batch.records).await;
                 write_lines(&batch.records).map_err(UplinkError::Stdout)?;
                 watermark = batch.watermark_unix_ns.max(watermark);
                 keeper.note(watermark);
-                if let Some(counters) = batch.counters {
+                if let Some(counters) = batch.counters.take() {
                     telemetry.update(counters);
+                    drop(batch);
+                    // Counters come once a second.
+                    storms.look(std::mem::take(&mut records));
                 }
             }
             keeper.stopped(watermark);
@@ -77,9 +82,11 @@ pub async fn deliver(
             let buffer = Arc::new(Buffer::new(config.buffer_bytes, identity.boot_id.clone()));
             let stream = tokio::spawn(stream::run(*config, identity, health, Arc::clone(&buffer)));
             while let Some(mut batch) = batches.recv().await {
+                records += batch.records.len();
                 name_containers(&mut names, &mut batch.records).await;
                 if let Some(counters) = &batch.counters {
                     telemetry.update([counters.as_slice(), &buffer.counters()].concat());
+                    storms.look(std::mem::take(&mut records));
                 }
                 buffer.push(batch);
                 keeper.note(buffer.acknowledged_unix_ns());
@@ -97,15 +104,21 @@ pub async fn deliver(
 
 /// The same record the wire carries, one JSON object a line.
 fn write_lines(records: &[NodeRecord]) -> std::io::Result<()> {
+    /// Written at once: few calls for many records, and little memory.
+    const CHUNK: usize = 64 << 10;
     if records.is_empty() {
         return Ok(());
     }
-    let mut lines = Vec::with_capacity(records.len() * 512);
+    let mut lines = Vec::with_capacity(2 * CHUNK);
+    let mut stdout = std::io::stdout().lock();
     for record in records {
         serde_json::to_writer(&mut lines, record)?;
         lines.push(b'\n');
+        if lines.len() >= CHUNK {
+            stdout.write_all(&lines)?;
+            lines.clear();
+        }
     }
-    let mut stdout = std::io::stdout().lock();
     stdout.write_all(&lines)?;
     stdout.flush()
 }

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     capture::{active, inactive},
     lineage::{ProcessKey, Root},
+    memory,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seclog.bpf.o"));
@@ -197,6 +198,8 @@ impl KernelCapture {
             tracing::warn!(error = with_causes(&error), "new session roots stay unknown to the kernel programs");
         }
         self.hooks.extend(attach_verdict_hook(&mut self.ebpf, self.hook));
+        // The kernel's types were read for the last time.
+        memory::give_back();
     }
 
     /// Whether a hook on `audit_seccomp` is attached.

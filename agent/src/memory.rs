@@ -1,0 +1,31 @@
+//! Memory back to the kernel: after the start, where reading the kernel's types takes tens of MiB for a moment, and after a
+//! storm. The allocator would keep it for the next time, which may never come.
+
+/// Records since the last look from which on it is a storm.
+const STORM: usize = 1_000;
+
+/// Of one thread: what a thread freed, only it can give back.
+#[derive(Debug, Default)]
+pub struct Storms {
+    under_way: bool,
+}
+
+// === impl Storms ===
+
+impl Storms {
+    /// Call it about once a second, with how many records the thread handled since.
+    pub fn look(&mut self, records: usize) {
+        if records >= STORM {
+            self.under_way = true;
+        } else if std::mem::take(&mut self.under_way) {
+            give_back();
+        }
+    }
+}
+
+/// What this thread has freed.
+pub fn give_back() {
+    // SAFETY: may be called at any time by any thread; it touches free memory only. In programs with another allocator
+    // there is none.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
