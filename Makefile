@@ -19,7 +19,10 @@ test: build
 	tests/setup/test.sh
 
 bench: setup
-	cargo bench --workspace
+	tests/setup/bench.sh
+	cargo build --release -p seclog-agent -p seclog-tests --bin seclog-agent --bin seclog-bench
+	tests/setup/bench-run.sh
+	cargo bench -p seclog-correlator
 
 lint: setup
 	cargo fmt --all --check
