@@ -123,7 +123,10 @@ pub(super) fn units(component: &Component<'_>, around: Around<'_>) -> Vec<Unit> 
         } else {
             let lone = others.iter().all(|ask| of_root[root] == 1 && of_ask[*ask] == 1);
             let why = why("root", "request", others.len(), lone, missing, &doubts[root]);
-            Bond::Ambiguous { why, others: others.into_iter().collect() }
+            // By time: numbers depend on where the search began, and another order would look like news.
+            let mut others: Vec<usize> = others.into_iter().collect();
+            others.sort_by_key(|ask| &asks[*ask].first().identity);
+            Bond::Ambiguous { why, others }
         };
         units.push(Unit { ask: None, root: Some(root), bond });
     }
@@ -136,6 +139,8 @@ pub(super) fn units(component: &Component<'_>, around: Around<'_>) -> Vec<Unit> 
             let lone = others.iter().all(|root| of_ask[ask] == 1 && of_root[*root] == 1);
             let doubts: BTreeSet<String> = others.iter().flat_map(|root| doubts[*root].iter().cloned()).collect();
             let doubts: Vec<String> = doubts.into_iter().collect();
+            let mut others = others;
+            others.sort_by_key(|root| (roots[*root].entered(), &roots[*root].key));
             Bond::Ambiguous { why: why("request", "root", others.len(), lone, missing, &doubts), others }
         };
         units.push(Unit { ask: Some(ask), root: None, bond });
