@@ -33,8 +33,9 @@ use crate::{
     uplink::Batch,
 };
 
-/// Ring records and datagrams taken in one pass, so that no source starves another.
-const BUDGET: usize = 16_384;
+/// Ring records and datagrams taken in one pass, so that no source starves another and no batch grows beyond some MiB: a
+/// node record has about two KiB.
+const BUDGET: usize = 1_024;
 /// Longest sleep while something waits for its time, and while nothing does.
 const BUSY: u16 = 25;
 const IDLE: u16 = 500;
@@ -69,12 +70,14 @@ pub fn run(
     let mut driver = Driver::new(pipeline);
     driver.begin(absence, sources.since_boot_ns);
     let mut unsettled = 0;
+    let mut more = false;
     loop {
         let ending = stop.load(Ordering::Relaxed);
-        if !ending {
+        // What is left of the last pass wakes nobody up again.
+        if !ending && !more {
             wait(&sources, if driver.pipeline.is_waiting() { BUSY } else { IDLE });
         }
-        let mut more = driver.pass(&mut sources, ending);
+        more = driver.pass(&mut sources, ending);
         if ending && !more && unsettled < MOST_UNSETTLED && !driver.is_settled(&sources) {
             // A program that was under way when it was taken off: it needs a processor, and then it is done.
             unsettled += 1;

@@ -15,7 +15,7 @@ use crate::{
     },
     clock::Offset,
     container::Cgroups,
-    fuse::{Fuse, Verdict},
+    fuse::{Fuse, HOLD_NS, Verdict},
     lineage::{Attempts, Event, EventKind, Image, Process, ProcessKey, Processes, Task},
     record::{self, Origins},
 };
@@ -68,6 +68,11 @@ impl Pipeline {
             overflows: 0,
             counters: PipelineCounters::default(),
         }
+    }
+
+    /// One source of verdicts works, and no other will: verdicts need not wait for their other half.
+    pub fn with_one_source(self) -> Self {
+        Self { fuse: Fuse::of_one_source(), ..self }
     }
 
     /// A fork, exec or exit. What happens below a session root is reported; the rest is only remembered.
@@ -196,10 +201,10 @@ impl Pipeline {
     /// waits any longer.
     pub fn advance(&mut self, now_boot_ns: u64, offset: Offset, ending: bool, out: &mut Vec<NodeRecord>) {
         while let Some(verdict) = self.fuse.next(now_boot_ns, ending) {
-            self.pin(&verdict, now_boot_ns, offset, out);
+            self.pin(verdict, now_boot_ns, offset, out);
         }
         let mut settled = Vec::new();
-        let times = (now_boot_ns, self.fuse.hold_ns(now_boot_ns));
+        let times = (now_boot_ns, self.fuse.hold_ns(now_boot_ns).max(HOLD_NS));
         self.attempts.settle(&self.processes, times, ending, &mut settled);
         for (key, mut record, target) in settled {
             if let (Some(target), Some(Detail::Verdict(verdict))) = (target, &mut record.detail) {
@@ -216,17 +221,17 @@ impl Pipeline {
     }
 
     /// Finds the image that made a verdict. Attempts to start a program then wait for their outcome.
-    fn pin(&mut self, verdict: &Verdict, now_boot_ns: u64, offset: Offset, out: &mut Vec<NodeRecord>) {
+    fn pin(&mut self, mut verdict: Verdict, now_boot_ns: u64, offset: Offset, out: &mut Vec<NodeRecord>) {
         match (&verdict.kernel, &verdict.audit) {
             (Some(_), Some(_)) => self.counters.fused += 1,
             (Some(_), None) => self.counters.only_kernel += 1,
             _ => self.counters.only_audit += 1,
         }
-        let process = find(&self.processes, verdict);
+        let process = find(&self.processes, &verdict);
         if process.is_none() {
             self.counters.unpinned += 1;
         }
-        let image = process.map(|process| caller_image(process, verdict));
+        let image = process.map(|process| caller_image(process, &verdict));
         let (key, generation) = (process.map(|process| process.key), image.map_or(0, |image| image.generation));
         // A process whose lineage was lost is still what the kernel stamped.
         let stamped = verdict.kernel.as_ref().filter(|_| process.is_none()).map(|kernel| Image {
@@ -237,9 +242,9 @@ impl Pipeline {
             ..Default::default()
         });
         let image = image.or(stamped.as_ref());
-        let described =
+        let mut record =
             record::describe(&self.origins, offset, verdict.time_boot_ns, process, image, &mut self.cgroups);
-        let mut record = record::verdict(described, &self.origins, verdict);
+        record::verdict(&mut record, &self.origins, &mut verdict);
         if let Some(kernel) = &verdict.kernel {
             self.root_of_kernel(&kernel.task, verdict.time_boot_ns, &mut record);
         }

@@ -155,7 +155,9 @@ pub fn loss(source: &str, reason: String, count: Option<u64>, from_unix_ns: u64,
 
 /// Turns the description of the caller into the verdict's record. The sources' own words about the caller win over what
 /// the lineage remembers.
-pub fn verdict(mut record: NodeRecord, origins: &Origins, verdict: &Verdict) -> NodeRecord {
+///
+/// Changes in place and takes texts out of the verdict, which nobody else needs: storms come through here.
+pub fn verdict(record: &mut NodeRecord, origins: &Origins, verdict: &mut Verdict) {
     record.id = origins.verdict_id(verdict);
     let mut detail = VerdictDetail::default();
     if let Some(kernel) = &verdict.kernel {
@@ -163,8 +165,8 @@ pub fn verdict(mut record: NodeRecord, origins: &Origins, verdict: &Verdict) -> 
         if kernel.task.start_boottime_ns != 0 {
             record.start_boottime_ns = kernel.task.start_boottime_ns;
         }
-        record.comm = kernel.task.comm.to_string();
-        of_task(&mut record, &kernel.task);
+        set(&mut record.comm, &kernel.task.comm);
+        of_task(record, &kernel.task);
         detail.syscall = kernel.syscall;
         detail.compat = kernel.compat.unwrap_or(false);
         detail.arch = abi_names::native_arch(detail.compat);
@@ -175,13 +177,14 @@ pub fn verdict(mut record: NodeRecord, origins: &Origins, verdict: &Verdict) -> 
         detail.audit_uid = u32::MAX;
         detail.audit_session = u32::MAX;
     }
-    if let Some(audit) = &verdict.audit {
-        if verdict.kernel.is_none() {
+    let of_audit_alone = verdict.kernel.is_none();
+    if let Some(audit) = &mut verdict.audit {
+        if of_audit_alone {
             // As audit says it, not converted there and back.
             record.time_unix_ns = audit.time.unix_ms.saturating_mul(1_000_000);
         }
         record.pid = audit.pid;
-        record.comm = audit.comm.clone();
+        set(&mut record.comm, &audit.comm);
         record.uid = audit.uid;
         record.gid = audit.gid;
         detail.syscall = audit.syscall;
@@ -190,16 +193,22 @@ pub fn verdict(mut record: NodeRecord, origins: &Origins, verdict: &Verdict) -> 
         detail.code = audit.code;
         detail.signal = audit.sig;
         detail.instruction_pointer = audit.ip;
-        detail.exe = audit.exe.clone();
+        detail.exe = std::mem::take(&mut audit.exe);
         detail.audit_serial = audit.time.serial;
         detail.audit_uid = audit.auid;
         detail.audit_session = audit.ses;
-        detail.subject_context = audit.subj.clone();
+        detail.subject_context = std::mem::take(&mut audit.subj);
         detail.sources.push("audit".into());
     }
     detail.syscall_name = abi_names::syscall_name(detail.arch, detail.syscall).into();
     detail.arch_name = abi_names::arch_name(detail.arch, detail.syscall).into();
     detail.action = abi_names::action_name(detail.code).into();
     record.detail = Some(Detail::Verdict(detail));
-    record
+}
+
+/// What is the same already is not allocated again.
+fn set(text: &mut String, value: &str) {
+    if text != value {
+        value.clone_into(text);
+    }
 }

@@ -35,8 +35,8 @@ use crate::{
     uplink::{self, Health, Identity, Sink, StreamConfig, Tls, UplinkError},
 };
 
-/// Batches between the pipeline's thread and the uplink.
-const QUEUE: usize = 64;
+/// Batches between the pipeline's thread and the uplink: few, since what waits takes least room where it came in.
+const QUEUE: usize = 2;
 
 /// Options of `seclog-agent run`.
 #[derive(Args, Debug)]
@@ -267,7 +267,11 @@ fn start(
     // Without audit, verdicts are seen only from now on.
     let since_boot_ns = if audit.is_some() { lineage_since_ns } else { clock::boot_ns() };
     tell(&hooks)?;
-    let pipeline = Pipeline::new(Origins { boot_id: boot_id.into(), epoch }, processes, cgroups);
+    let mut pipeline = Pipeline::new(Origins { boot_id: boot_id.into(), epoch }, processes, cgroups);
+    let hooked = kernel.as_ref().is_ok_and(kernel::KernelCapture::sees_verdicts);
+    if hooked != audit.is_some() {
+        pipeline = pipeline.with_one_source();
+    }
     Ok((Sources { kernel: kernel.ok(), audit, wake: Arc::clone(wake), since_boot_ns }, pipeline, hooks))
 }
 

@@ -16,6 +16,8 @@ use crate::capture::{audit::AuditRecord, kernel::KernelVerdict};
 
 /// How long a verdict waits for its other half at least, and for the exec that follows it to be known: nanoseconds.
 pub const HOLD_NS: u64 = 250_000_000;
+/// How long a verdict waits where there is one source only, for the lineage before it to be in: nanoseconds.
+const ALONE_NS: u64 = 20_000_000;
 /// The longest it waits, however late audit is: nanoseconds.
 const LONGEST_HOLD_NS: u64 = 10_000_000_000;
 /// How many times the greatest delay between the halves of late it waits in addition.
@@ -29,11 +31,12 @@ const TICK_NS: u64 = 10_000_000;
 /// Both clocks are read by us at different moments, and NTP slews one of them.
 const CLOCK_SLACK_NS: u64 = 2_000_000;
 
-/// One verdict by one or two sources.
+/// One verdict by one or two sources. The halves lie elsewhere: tens of thousands wait in a storm, most of them for a half
+/// that takes no room before it comes.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    pub kernel: Option<KernelVerdict>,
-    pub audit: Option<AuditRecord>,
+    pub kernel: Option<Box<KernelVerdict>>,
+    pub audit: Option<Box<AuditRecord>>,
     /// Boot clock: eBPF's, else audit's coarse time converted.
     pub time_boot_ns: u64,
 }
@@ -46,6 +49,8 @@ pub struct Fuse {
     first: u64,
     /// Verdicts that wait for their other half, by what they share and by the half that they are.
     waiting: HashMap<(Key, Half), Line>,
+    /// There is one source: no other half will come.
+    alone: bool,
     /// The greatest time between the arrivals of two halves of late, and when that was.
     delay_ns: u64,
     delay_at_ns: u64,
@@ -87,6 +92,11 @@ struct Key {
 // === impl Fuse ===
 
 impl Fuse {
+    /// For one source: nothing waits for another half.
+    pub fn of_one_source() -> Self {
+        Self { alone: true, ..Self::default() }
+    }
+
     pub fn held(&self) -> usize {
         self.held.len()
     }
@@ -94,6 +104,9 @@ impl Fuse {
     /// How long a verdict waits now. The halves of a burst lie further apart the longer kauditd's queue is full, and then
     /// each waits longer for the other.
     pub fn hold_ns(&self, now_ns: u64) -> u64 {
+        if self.alone {
+            return ALONE_NS;
+        }
         HOLD_NS + (self.delay_ns(now_ns) * DELAY_FACTOR).min(LONGEST_HOLD_NS - HOLD_NS)
     }
 
@@ -118,13 +131,13 @@ impl Fuse {
         });
         match partner {
             Some(held) => {
-                held.verdict.kernel = Some(verdict);
+                held.verdict.kernel = Some(Box::new(verdict));
                 held.verdict.time_boot_ns = time_boot_ns;
                 let arrived_ns = held.arrived_ns;
                 self.saw_delay(arrived_ns, now_ns);
             }
             None => {
-                let verdict = Verdict { kernel: Some(verdict), audit: None, time_boot_ns };
+                let verdict = Verdict { kernel: Some(Box::new(verdict)), audit: None, time_boot_ns };
                 self.hold((key, Half::Kernel), verdict, now_ns);
             }
         }
@@ -138,12 +151,12 @@ impl Fuse {
         });
         match partner {
             Some(held) => {
-                held.verdict.audit = Some(record);
+                held.verdict.audit = Some(Box::new(record));
                 let arrived_ns = held.arrived_ns;
                 self.saw_delay(arrived_ns, now_ns);
             }
             None => {
-                let verdict = Verdict { kernel: None, audit: Some(record), time_boot_ns };
+                let verdict = Verdict { kernel: None, audit: Some(Box::new(record)), time_boot_ns };
                 self.hold((key, Half::Audit), verdict, now_ns);
             }
         }
@@ -168,6 +181,9 @@ impl Fuse {
     fn hold(&mut self, (key, half): (Key, Half), verdict: Verdict, now_ns: u64) {
         let number = self.first + self.held.len() as u64;
         self.held.push_back(Held { verdict, key, half, arrived_ns: now_ns, next: None });
+        if self.alone {
+            return;
+        }
         match self.waiting.entry((key, half)) {
             Entry::Vacant(line) => {
                 line.insert(Line { first: number, last: number });
@@ -213,12 +229,20 @@ impl Fuse {
                 self.shrink();
                 return None;
             }
-            let front = self.held.front()?;
-            let of = (front.key, front.half);
-            if self.waiting.get(&of).is_some_and(|line| line.first == self.first) {
-                self.leave_line(of, None, self.first);
+            let Held { mut verdict, key, half, next, .. } = self.held.pop_front()?;
+            if self.alone {
+                return Some(verdict);
             }
-            let Held { mut verdict, key, .. } = self.held.pop_front()?;
+            if let Entry::Occupied(mut line) = self.waiting.entry((key, half))
+                && line.get().first == self.first
+            {
+                match next {
+                    Some(next) => line.get_mut().first = next,
+                    None => {
+                        line.remove();
+                    }
+                }
+            }
             self.first += 1;
             match (verdict.kernel.is_some(), verdict.audit.is_some()) {
                 // Its half went on with another.
@@ -396,7 +420,12 @@ mod tests {
 
     #[test]
     fn a_storm_of_one_process_seen_by_one_source_is_handed_on_in_order() {
-        let mut fuse = Fuse::default();
+        for mut fuse in [Fuse::default(), Fuse::of_one_source()] {
+            in_order(&mut fuse);
+        }
+    }
+
+    fn in_order(fuse: &mut Fuse) {
         let (record, at) = audit(1, 0);
         let mut next = 0;
         let mut take = |fuse: &mut Fuse, ending| {
@@ -411,9 +440,9 @@ mod tests {
             let mut record = record.clone();
             record.time.serial = serial;
             fuse.audit(record, at, 0);
-            take(&mut fuse, false);
+            take(fuse, false);
         }
-        assert_eq!(take(&mut fuse, true), STORM);
+        assert_eq!(take(fuse, true), STORM);
         assert!(fuse.waiting.is_empty());
     }
 
