@@ -55,7 +55,10 @@ pub const COUNTERS: [(&str, &str); 35] = [
     ("audit_overruns", "Times the kernel said ENOBUFS: at least one audit record lost each time."),
     ("audit_queue_full", "Audit records dropped because the agent's own queue was full."),
     ("audit_malformed_datagrams", "Datagrams too short for a netlink header."),
-    ("audit_serial_gaps", "Serial numbers that never came: a lower bound of lost audit records of any type, those of audit_queue_full among them."),
+    (
+        "audit_serial_gaps",
+        "Serial numbers that never came: a lower bound of lost audit records of any type, those of audit_queue_full among them.",
+    ),
     ("audit_kernel_lost", "What the kernel itself counts as lost audit records (needs CAP_AUDIT_CONTROL)."),
     ("processes", "Processes remembered now, ended ones of the last seconds included (a gauge)."),
     ("records", "Node records made."),
