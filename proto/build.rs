@@ -9,10 +9,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=seclog");
     println!("cargo::rerun-if-changed=cri");
 
-    let ours = protox::compile(["seclog/v1/node.proto", "seclog/v1/stream.proto"], ["."])?;
+    let ours = ["node", "stream", "journal", "enrolment"].map(|name| format!("seclog/v1/{name}.proto"));
+    let ours = protox::compile(ours, ["."])?;
     // An rpc named Connect would clash with the generated client's own `connect`: clients are made from a channel.
     tonic_prost_build::configure()
         .build_transport(false)
+        // Not copied out of what they came in.
+        .bytes(".seclog.v1.AgentMessage.batch")
+        .bytes(".seclog.v1.Batch.records")
+        .bytes(".seclog.v1.NodeBatch.batch")
+        .bytes(".seclog.v1.AuditEvents.events")
         .message_attribute(".seclog.v1.NodeRecord", JSON)
         .message_attribute(".seclog.v1.Container", JSON)
         .message_attribute(".seclog.v1.SessionRoot", JSON)
@@ -22,6 +28,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .message_attribute(".seclog.v1.Loss", JSON)
         .message_attribute(".seclog.v1.VerdictCount", JSON)
         .message_attribute(".seclog.v1.CgroupMove", JSON)
+        .message_attribute(".seclog.v1.Amendment", JSON)
+        .message_attribute(".seclog.v1.ContainerFacts", JSON)
+        // Of session roots only: other starts carry a pointer.
+        .boxed(".seclog.v1.ProcessStart.container_facts")
         .type_attribute(
             ".seclog.v1.NodeRecord.detail",
             "#[derive(serde::Serialize, serde::Deserialize)] #[serde(tag = \"kind\", rename_all = \"snake_case\")]",

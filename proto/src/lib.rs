@@ -1,6 +1,7 @@
 //! The wire between agent and correlator (`seclog.v1`), the part of CRI that seclog speaks, and the JSON form of a node
 //! record, which is its protobuf form with the same field names.
 
+pub mod batch;
 pub mod rfc3339;
 pub mod text;
 
