@@ -131,7 +131,7 @@ fn place(task: Pointer, scratch: &mut Scratch, counters: &mut Counters) -> bool 
     let start_boottime_ns = kernel::start_boottime_ns(task);
     let mut is_known = known::get(pid, start_boottime_ns);
     if is_known.is_none() {
-        if !known::in_scope() {
+        if !known::in_scope() && !known::in_known_namespace(task) {
             return false;
         }
         known::insert(pid, &Known { start_boottime_ns, ..Known::default() }, counters);
@@ -142,6 +142,7 @@ fn place(task: Pointer, scratch: &mut Scratch, counters: &mut Counters) -> bool 
         && known::in_container(task)
     {
         known::make_root(known, pid, start_boottime_ns);
+        known::remember_namespace(task);
         scratch.is_root = 1;
     }
     known::stamp(&mut scratch.exec.task, is_known.as_deref());

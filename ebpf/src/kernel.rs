@@ -68,8 +68,7 @@ pub(crate) fn describe_current(task: Pointer, into: &mut Task) {
     into.uid = uid_gid as u32;
     into.gid = (uid_gid >> 32) as u32;
     into.start_boottime_ns = start_boottime_ns(task);
-    // SAFETY: a helper without arguments.
-    into.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    into.cgroup_id = current_cgroup_id(task);
     into.comm = bpf_get_current_comm().unwrap_or([0; seclog_abi::COMM_LEN]);
     into.mount_namespace = mount_namespace(task);
     into.pid_namespace = pid_namespace(task);
@@ -95,12 +94,25 @@ fn pid_namespace(task: Pointer) -> u32 {
     read(pointer(pid, position), offset!(pid_namespace_inum)).unwrap_or(0)
 }
 
-/// Id of a cgroup of the v2 hierarchy; 0 for one of a v1 hierarchy.
+/// Id of the current process's cgroup in the hierarchy that tells containers apart.
+#[inline(always)]
+fn current_cgroup_id(task: Pointer) -> u64 {
+    let subsystem = offset!(css_set_subsystem);
+    if subsystem == ABSENT {
+        // SAFETY: a helper without arguments.
+        return unsafe { bpf_get_current_cgroup_id() };
+    }
+    let of_subsystem = pointer(pointer(task, offset!(task_cgroups)), subsystem);
+    let cgroup = pointer(of_subsystem, offset!(css_cgroup));
+    read(pointer(cgroup, offset!(cgroup_kn)), offset!(kernfs_node_id)).unwrap_or(0)
+}
+
+/// Id of a cgroup of the hierarchy that tells containers apart; 0 for one of another.
 #[inline(always)]
 pub(crate) fn cgroup_id(cgroup: Pointer) -> u64 {
-    // The default hierarchy is the one with id 0 (cgroup_init in kernel/cgroup/cgroup.c).
-    let hierarchy = read::<i32>(pointer(cgroup, offset!(cgroup_root)), offset!(cgroup_root_hierarchy_id));
-    if hierarchy != Some(0) {
+    // The v2 hierarchy is the one with id 0 (cgroup_init in kernel/cgroup/cgroup.c).
+    let hierarchy = read::<u32>(pointer(cgroup, offset!(cgroup_root)), offset!(cgroup_root_hierarchy_id));
+    if hierarchy != Some(setting!(cgroup_hierarchy)) {
         return 0;
     }
     read(pointer(cgroup, offset!(cgroup_kn)), offset!(kernfs_node_id)).unwrap_or(0)

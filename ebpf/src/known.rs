@@ -5,7 +5,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, CgroupArray, HashMap},
+    maps::{Array, CgroupArray, HashMap, LruHashMap},
 };
 use seclog_abi::{Counters, Known, SCOPE_MAX, Task, root_state};
 
@@ -18,6 +18,10 @@ static PROCESSES: HashMap<u32, Known> = HashMap::with_max_entries(32_768, 0);
 /// Cgroups whose processes matter; those that hold pods come first.
 #[map]
 static SCOPE: CgroupArray = CgroupArray::with_max_entries(SCOPE_MAX as u32, 0);
+
+/// Mount namespaces of containers, by inode number: who runs a program in one matters, from whatever cgroup.
+#[map]
+static NAMESPACES: LruHashMap<u32, u8> = LruHashMap::with_max_entries(8_192, 0);
 
 /// Not zero: PROCESSES was full at some time, so a process that is not in it may have a root all the same.
 #[map]
@@ -68,6 +72,24 @@ fn was_full() -> bool {
 pub(crate) fn in_scope() -> bool {
     let count = setting!(scope_count);
     count == 0 || under_any(count)
+}
+
+/// Whether the current process is in a container's mount namespace.
+#[inline(always)]
+pub(crate) fn in_known_namespace(task: Pointer) -> bool {
+    let namespace = kernel::mount_namespace(task);
+    // SAFETY: the value is looked at for being there only.
+    namespace != 0 && unsafe { NAMESPACES.get(namespace) }.is_some()
+}
+
+/// The current process is in a container: its mount namespace is the container's.
+#[inline(always)]
+pub(crate) fn remember_namespace(task: Pointer) {
+    let namespace = kernel::mount_namespace(task);
+    // SAFETY: as above.
+    if setting!(pod_scope_count) > 0 && unsafe { NAMESPACES.get(namespace) }.is_none() {
+        let _ = NAMESPACES.insert(namespace, 1, 0);
+    }
 }
 
 /// Whether the current process runs in a container, as far as the kernel can tell.

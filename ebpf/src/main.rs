@@ -12,6 +12,7 @@ mod exec;
 mod kernel;
 mod known;
 mod lineage;
+mod stream;
 mod verdict;
 
 #[panic_handler]

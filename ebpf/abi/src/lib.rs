@@ -19,6 +19,10 @@ pub const ENVIRONMENT_TURNS: u32 = 512;
 pub const WANTED_MAX: usize = 4;
 /// Bytes of a cgroup's path, NUL included. Longer ones are cut.
 pub const CGROUP_PATH_MAX: usize = 1024;
+/// TCP ports on which connections are counted.
+pub const STREAM_PORTS_MAX: usize = 8;
+/// Times of connections that are kept on each CPU. A power of two.
+pub const CONNECTIONS_KEPT: usize = 64;
 /// Cgroups whose processes matter.
 pub const SCOPE_MAX: usize = 8;
 
@@ -63,7 +67,7 @@ pub struct Task {
     pub tid: u32,
     /// `start_boottime` of the thread group's leader. 0: the kernel's layout is not known.
     pub start_boottime_ns: u64,
-    /// Of the v2 hierarchy.
+    /// Of the v2 hierarchy, or of the v1 hierarchy that [`Settings::cgroup_hierarchy`] names.
     pub cgroup_id: u64,
     /// Inode numbers; 0: the kernel's layout is not known.
     pub mount_namespace: u32,
@@ -216,6 +220,28 @@ pub struct OverflowCount {
     pub sample: Task,
 }
 
+/// Where connections are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct StreamPorts {
+    /// Inode number; 0: nowhere.
+    pub net_namespace: u32,
+    pub reserved: u32,
+    /// In the host's byte order; 0: none.
+    pub ports: [u32; STREAM_PORTS_MAX],
+}
+
+/// One CPU's connections to [`StreamPorts`], by the end that was connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Connections {
+    pub count: u64,
+    /// When a socket of that network namespace last began to listen; 0: not yet.
+    pub listened_boot_ns: u64,
+    /// Connection number `n`, counted from 0, is at `n % CONNECTIONS_KEPT`.
+    pub times_boot_ns: [u64; CONNECTIONS_KEPT],
+}
+
 /// What the agent tells the programs before they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -228,6 +254,8 @@ pub struct Settings {
     pub scope_count: u32,
     /// Of those, the first so many hold containers.
     pub pod_scope_count: u32,
+    /// Number of the hierarchy that tells containers apart; 0: the v2 hierarchy.
+    pub cgroup_hierarchy: u32,
     pub wanted: [Wanted; WANTED_MAX],
 }
 
@@ -270,6 +298,7 @@ impl Settings {
         host_mount_namespaces: [0; 2],
         scope_count: 0,
         pod_scope_count: 0,
+        cgroup_hierarchy: 0,
         wanted: [Wanted::NONE; WANTED_MAX],
     };
 }
@@ -309,7 +338,14 @@ pub struct Offsets {
     pub kernfs_node_id: u32,
     pub cgroup_root: u32,
     pub cgroup_root_hierarchy_id: u32,
-    pub reserved: u32,
+    pub task_cgroups: u32,
+    /// `css_set.subsys[…]` of the controller whose v1 hierarchy tells containers apart; [`ABSENT`]: the v2 hierarchy does.
+    pub css_set_subsystem: u32,
+    pub css_cgroup: u32,
+    /// `sock.__sk_common.skc_num`: the local port.
+    pub sock_port: u32,
+    pub sock_net: u32,
+    pub net_inum: u32,
 }
 
 /// The kernel has no such field.
@@ -346,7 +382,12 @@ impl Offsets {
         kernfs_node_id: ABSENT,
         cgroup_root: ABSENT,
         cgroup_root_hierarchy_id: ABSENT,
-        reserved: 0,
+        task_cgroups: ABSENT,
+        css_set_subsystem: ABSENT,
+        css_cgroup: ABSENT,
+        sock_port: ABSENT,
+        sock_net: ABSENT,
+        net_inum: ABSENT,
     };
 }
 
@@ -390,9 +431,11 @@ plain! {
     Counters = 48,
     OverflowKey = 24,
     OverflowCount = 24 + 72,
-    Offsets = 30 * 4,
+    StreamPorts = 8 + 4 * STREAM_PORTS_MAX,
+    Connections = 16 + 8 * CONNECTIONS_KEPT,
+    Offsets = 35 * 4,
     Wanted = 64,
-    Settings = 30 * 4 + 16 + 64 * WANTED_MAX,
+    Settings = 35 * 4 + 20 + 64 * WANTED_MAX,
 }
 
 #[cfg(test)]
