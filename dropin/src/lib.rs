@@ -9,6 +9,7 @@
 //!   tree, merge                       its files, merged as it merges them, each value with file and line
 //!   profile                           the two logging profiles: reading, judging, writing
 //!   facts ──► judge ──► finding       a node as plain data; the judgement, pure; stable codes
+//!   spec                              a container's OCI specification
 //!   node                              gathers facts: files below a root, CRI-O's socket, the kernel
 //!   report, check, install            `seclog-agent check`
 //!   render                            `seclog-correlator render`
@@ -26,5 +27,6 @@ pub mod options;
 pub mod profile;
 pub mod render;
 pub mod report;
+pub mod spec;
 pub mod tree;
 pub mod version;

@@ -10,9 +10,9 @@ use seclog_proto::cri::{
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::containers::{self, Spec};
 use crate::{
     facts::{Container, Known, Logs},
+    spec::Spec,
     version::CrioVersion,
 };
 
@@ -65,7 +65,7 @@ fn judge(container: CriContainer, info: Option<&str>) -> Container {
         name: label("io.kubernetes.container.name"),
         id: container.id,
         privileged: info.as_ref().is_some_and(|i| i.privileged),
-        logs: info.map_or(Logs::Unknown, |i| containers::logs(i.runtime_spec.linux.as_ref())),
+        logs: info.map_or(Logs::Unknown, |i| i.runtime_spec.logs()),
         created: Some(container.created_at / 1_000_000_000),
     }
 }

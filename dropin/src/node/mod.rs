@@ -82,6 +82,32 @@ pub fn gather(sources: &Sources) -> Result<NodeFacts, RootError> {
     Ok(facts)
 }
 
+/// Where the programs are that CRI-O's files configure: OCI runtimes, and monitors.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimePrograms {
+    pub runtimes: Vec<String>,
+    pub monitors: Vec<String>,
+}
+
+/// What CRI-O's files below a root name; a handler without a path is looked for where crio.service does.
+pub fn runtime_programs(root: &Path) -> Result<RuntimePrograms, RootError> {
+    let root = Root::open(root)?;
+    let (config, _) = config::files(&root);
+    let merged = Merged::of(config.iter().filter_map(|f| Some((f.path.as_str(), f.content.text()?))), None);
+    let mut programs = RuntimePrograms::default();
+    for (name, handler) in &merged.handlers {
+        match handler.text("runtime_path") {
+            Some(path) => programs.runtimes.push(path.to_owned()),
+            None => programs
+                .runtimes
+                .extend(PROGRAM_DIRS.iter().map(|dir| format!("{dir}/{name}")).find(|path| root.exists(path))),
+        }
+        programs.monitors.extend(handler.text("monitor_path").map(str::to_owned));
+    }
+    programs.monitors.extend(merged.runtime_text("conmon").map(|(path, _)| path.to_owned()));
+    Ok(programs)
+}
+
 /// Every profile that the configuration names.
 fn profile_paths(merged: &Merged) -> Vec<String> {
     let global = ["seccomp_profile", "privileged_seccomp_profile"].into_iter().filter_map(|k| merged.runtime_text(k));
