@@ -4,7 +4,10 @@
 
 mod event;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use seclog_dropin::{
@@ -27,7 +30,7 @@ const MOST: usize = 100;
 pub struct CheckOptions {
     /// Where the node's files are: its root, or the directory below which the pod has /etc/crio and the like mounted.
     #[arg(long, value_name = "DIR", env = "SECLOG_CHECK_ROOT", default_value = "/")]
-    check_root: PathBuf,
+    pub check_root: PathBuf,
     /// Seconds between checks of the node's configuration; 0 switches them off.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     check_interval: u64,
@@ -103,7 +106,10 @@ fn check(
     socket: Option<PathBuf>,
     hooks: Vec<(String, bool, String)>,
 ) -> Result<Report, node::RootError> {
-    let sources = Sources { root: options.check_root.clone(), version: None, socket, ask_socket: true };
+    // In a pod the socket is an opt-in, though the host's files may reach it.
+    let on_node = options.check_root == Path::new("/");
+    let sources =
+        Sources { root: options.check_root.clone(), version: None, ask_socket: socket.is_some() || on_node, socket };
     let mut facts = node::gather(&sources)?;
     // What was tried beats what files promise.
     facts.hooks = Hooks::Probed(hooks);

@@ -64,6 +64,9 @@ impl Offsets {
     }
 }
 
+/// audit's clock is the kernel's coarse one: early by up to a tick, at most 10 ms (HZ=100). Nanoseconds.
+pub const TICK_NS: u64 = 10_000_000;
+
 /// What the wall clock is ahead of the boot clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offset(i64);

@@ -16,25 +16,24 @@ use nix::{
     sys::eventfd::EventFd,
 };
 use seclog_abi::program;
-use seclog_proto::v1::NodeRecord;
 use tokio::sync::mpsc;
 
 use crate::{
     absence::Absence,
     capture::{
-        audit::{self, AUDIT_SECCOMP, AuditReader, SerialGaps},
+        audit::AuditReader,
         kernel::{KernelCapture, Record, decode},
     },
     clock::{self, Offset, Offsets},
     memory::Storms,
     pipeline::Pipeline,
     quiet::{Pulse, netlink::AuditControl},
+    record::{self, Origins},
     throttle::Throttle,
-    uplink::Batch,
 };
 
-/// Ring records and datagrams taken in one pass, so that no source starves another and no batch grows beyond some MiB: a
-/// node record has about two KiB.
+/// Ring records and audit records taken in one pass, so that no source starves another and no batch grows beyond some
+/// MiB: a node record has about two KiB.
 const BUDGET: usize = 1_024;
 /// Longest sleep while something waits for its time, and while nothing does.
 const BUSY: u16 = 25;
@@ -58,12 +57,23 @@ pub struct Sources {
     pub since_boot_ns: u64,
 }
 
+/// What the pipeline hands over at once.
+#[derive(Debug)]
+pub struct Captured {
+    pub origins: Origins,
+    pub records: Vec<record::Record>,
+    /// Wall clock time up to which every record was handed over.
+    pub watermark_unix_ns: u64,
+    /// Counters by name, now and then.
+    pub counters: Option<Vec<(&'static str, u64)>>,
+}
+
 /// Feeds the pipeline until `stop` is set or nobody takes batches any more.
 pub fn run(
     mut sources: Sources,
     pipeline: Pipeline,
     absence: &Absence,
-    batches: &mpsc::Sender<Batch>,
+    batches: &mpsc::Sender<Captured>,
     stop: &AtomicBool,
     pulse: &Pulse,
 ) {
@@ -77,6 +87,7 @@ pub fn run(
         if !ending && !more {
             wait(&sources, if driver.pipeline.is_waiting() { BUSY } else { IDLE });
         }
+        driver.pipeline.set_quiet(pulse.is_quiet(clock::boot_ns()));
         more = driver.pass(&mut sources, ending);
         if ending && !more && unsettled < MOST_UNSETTLED && !driver.is_settled(&sources) {
             // A program that was under way when it was taken off: it needs a processor, and then it is done.
@@ -89,6 +100,7 @@ pub fn run(
             return;
         }
         if ending && !more {
+            driver.pipeline.end();
             tracing::info!(counters = ?driver.last_counters, "captured");
             return;
         }
@@ -97,8 +109,7 @@ pub fn run(
 
 struct Driver {
     pipeline: Pipeline,
-    out: Vec<NodeRecord>,
-    gaps: SerialGaps,
+    out: Vec<record::Record>,
     accounted_ns: u64,
     before: Totals,
     malformed: Throttle,
@@ -108,14 +119,12 @@ struct Driver {
     offset: Offset,
     /// Also of before the wall clock was set.
     offsets: Offsets,
-    malformed_audit: u64,
     malformed_ring: u64,
     audit_closed: bool,
     /// Verdicts handed over as counts: in the end, what the programs call aggregated.
     verdicts_counted: u64,
     /// Of the last lineage event that was read.
     last_lineage_ns: u64,
-    serial_gaps: u64,
     /// `None`: we may not ask.
     audit_control: Option<AuditControl>,
     kernel_asked_ns: u64,
@@ -133,6 +142,7 @@ struct Totals {
     recursion_misses: u64,
     overruns: u64,
     queue_full: u64,
+    serial_gaps: u64,
 }
 
 // === impl Driver ===
@@ -142,7 +152,6 @@ impl Driver {
         Self {
             pipeline,
             out: Vec::new(),
-            gaps: SerialGaps::default(),
             accounted_ns: clock::boot_ns(),
             before: Totals::default(),
             malformed: Throttle::new(10_000_000_000),
@@ -151,12 +160,10 @@ impl Driver {
             watermark_boot_ns: 0,
             offset: Offset::now(),
             offsets: Offsets::new(Offset::now()),
-            malformed_audit: 0,
             malformed_ring: 0,
             audit_closed: false,
             verdicts_counted: 0,
             last_lineage_ns: 0,
-            serial_gaps: 0,
             audit_control: AuditControl::open().ok(),
             kernel_asked_ns: 0,
             kernel_lost: None,
@@ -189,10 +196,15 @@ impl Driver {
                 more = true;
                 lineage_ns = self.last_lineage_ns;
             }
-            more |= self.drain_verdicts(&mut kernel.verdicts, now);
+            for path in self.pipeline.take_made() {
+                kernel.cgroup_made(&path);
+            }
+            if let Some(verdicts) = &mut kernel.verdicts {
+                more |= self.drain_verdicts(verdicts, now);
+            }
             for count in kernel.take_overflow(now, ending) {
                 self.verdicts_counted += count.count;
-                self.pipeline.verdict_count(&count, self.offset, &mut self.out);
+                self.pipeline.verdict_count(count, self.offset, &mut self.out);
             }
         }
         if let Some(audit) = &sources.audit {
@@ -269,27 +281,9 @@ impl Driver {
 
     fn drain_audit(&mut self, audit: &AuditReader, now: u64) -> bool {
         for _ in 0..BUDGET {
-            let Ok(datagram) = audit.datagrams.try_recv() else { return false };
-            // Records of every type share the numbering.
-            if let Ok((time, _)) = audit::stamp(&datagram.payload) {
-                self.gaps.saw(time.serial, now);
-            }
-            if datagram.message_type != AUDIT_SECCOMP {
-                continue;
-            }
-            match audit::parse(&datagram.payload) {
-                Ok(record) => {
-                    let offset = self.offsets.at(record.time.unix_ms.saturating_mul(1_000_000), now);
-                    self.pipeline.audit_verdict(record, offset, now);
-                }
-                Err(error) => {
-                    self.malformed_audit += 1;
-                    if self.malformed.allows(now) {
-                        let text = seclog_proto::text::from_bytes(&datagram.payload);
-                        tracing::warn!(%error, record = ?text, total = self.malformed_audit, "an audit record was skipped");
-                    }
-                }
-            }
+            let Some(record) = audit.next() else { return false };
+            let offset = self.offsets.at(record.time.unix_ms.saturating_mul(1_000_000), now);
+            self.pipeline.audit_verdict(record, offset, now);
         }
         true
     }
@@ -309,11 +303,15 @@ impl Driver {
             ("only_kernel", self.pipeline.counters.only_kernel),
             ("only_audit", self.pipeline.counters.only_audit),
             ("unpinned", self.pipeline.counters.unpinned),
-            ("malformed_audit", self.malformed_audit),
             ("malformed_ring", self.malformed_ring),
+            (
+                "malformed_audit",
+                sources.audit.as_ref().map_or(0, |audit| audit.counters.malformed_records.load(Ordering::Relaxed)),
+            ),
             ("processes", self.pipeline.processes.len() as u64),
             ("records", self.pipeline.counters.records),
             ("losses", self.pipeline.counters.losses),
+            ("own_records", self.pipeline.counters.own_records),
         ];
         if let Some(kernel) = &sources.kernel {
             let (verdict, lineage) = (kernel.counters(program::VERDICT), kernel.lineage_counters());
@@ -360,10 +358,11 @@ impl Driver {
                 self.pipeline.loss(("audit_netlink", reason), None, window, self.offset, &mut self.out);
             }
             self.lost(("audit_netlink", "the agent's own queue was full"), queue_full - self.before.queue_full, window);
-            let gaps = self.gaps.take_lost(now);
-            self.serial_gaps += gaps;
+            let serial_gaps = load(&audit.counters.serial_gaps);
+            let gaps = serial_gaps - self.before.serial_gaps;
+            self.before.serial_gaps = serial_gaps;
             let kernel_lost = self.kernel_lost(now, window);
-            counters.extend([("audit_serial_gaps", self.serial_gaps), ("audit_kernel_lost", kernel_lost)]);
+            counters.extend([("audit_serial_gaps", serial_gaps), ("audit_kernel_lost", kernel_lost)]);
             let reason = "serial numbers never came: records of any type lost before they reached us, a lower bound";
             self.lost(("audit_netlink", reason), gaps, window);
             self.before.overruns = overruns;
@@ -406,7 +405,7 @@ impl Driver {
         self.kernel_lost.unwrap_or(0)
     }
 
-    fn lost(&mut self, (source, reason): (&str, &str), count: u64, window: (u64, u64)) {
+    fn lost(&mut self, (source, reason): (&'static str, &str), count: u64, window: (u64, u64)) {
         if count == 0 {
             return;
         }
@@ -416,13 +415,14 @@ impl Driver {
 
     /// Waits while the uplink is slow: meanwhile the rings fill, and what they cannot take is counted. False when nobody
     /// takes batches any more.
-    fn hand_over(&mut self, batches: &mpsc::Sender<Batch>) -> bool {
+    fn hand_over(&mut self, batches: &mpsc::Sender<Captured>) -> bool {
         let counters = self.counters.take();
         if self.out.is_empty() && counters.is_none() {
             return !batches.is_closed();
         }
         self.pipeline.counters.records += self.out.len() as u64;
-        let batch = Batch {
+        let batch = Captured {
+            origins: self.pipeline.origins.clone(),
             records: std::mem::take(&mut self.out),
             watermark_unix_ns: self.offset.to_unix(self.watermark_boot_ns),
             counters,
@@ -435,7 +435,7 @@ impl Driver {
 fn wait(sources: &Sources, milliseconds: u16) {
     let mut descriptors = vec![PollFd::new(std::os::fd::AsFd::as_fd(&*sources.wake), PollFlags::POLLIN)];
     if let Some(kernel) = &sources.kernel {
-        for ring in [&kernel.lineage, &kernel.verdicts] {
+        for ring in std::iter::once(&kernel.lineage).chain(&kernel.verdicts) {
             // SAFETY: the ring outlives this call.
             let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
             descriptors.push(PollFd::new(descriptor, PollFlags::POLLIN));

@@ -8,6 +8,7 @@ pub mod capture;
 pub mod check;
 pub mod clock;
 pub mod container;
+pub mod credentials;
 pub mod drive;
 pub mod fuse;
 pub mod lineage;

@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use seclog_agent::{
-    quiet,
+    memory, quiet,
     run::{self, RunArgs},
 };
 use seclog_dropin::check::{self, CheckArgs};
@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Command::Check(args) => return check::check(&args),
         Command::QuietGuard => return quiet::guard::run(),
     };
+    memory::small_pages();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -23,6 +23,13 @@ impl Storms {
     }
 }
 
+/// No transparent huge pages: the allocator asks for them, and each of a few threads would hold two MiB for some KiB.
+pub fn small_pages() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "huge pages stay allowed");
+    }
+}
+
 /// What this thread has freed.
 pub fn give_back() {
     // SAFETY: may be called at any time by any thread; it touches free memory only. In programs with another allocator

@@ -1,20 +1,25 @@
-//! Builds node records from what the rooms know.
+//! What the pipeline says, first as numbers and shared texts, then as node records.
+//!
+//! A [`Record`] is what the pipeline's thread makes and what waits in a storm: some hundred bytes, hardly a text of its own.
+//! A node record has some twenty texts; it is made of it on the way out, by the uplink's thread ([`Record::to_node_record`]).
 
 use std::{
-    fmt::{Arguments, Display, Write as _},
+    fmt::{Display, Write as _},
     sync::Arc,
 };
 
 use seclog_proto::v1::{
-    Container, Loss, NodeRecord, ProcessExit, ProcessStart, SessionRoot, Verdict as VerdictDetail, node_record::Detail,
+    CgroupMove, Container, Loss, NodeRecord, ProcessExit, ProcessStart, SessionRoot, Verdict as VerdictDetail,
+    VerdictCount, node_record::Detail as NodeDetail,
 };
 
 use crate::{
     abi_names,
+    capture::{audit::AuditTime, kernel::VerdictOverflow},
     clock::Offset,
-    container::Cgroups,
+    container::{Cgroup, Cgroups},
     fuse::Verdict,
-    lineage::{Argv, Environment, Image, Process, ProcessKey, Root, Task},
+    lineage::{Argv, Comm, Environment, Image, Outcome, Process, ProcessKey, RecordOrigin, Root, Task},
 };
 
 /// What all records of one start of the agent share.
@@ -25,80 +30,257 @@ pub struct Origins {
     pub epoch: u64,
 }
 
+/// What one event came to.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub id: Id,
+    pub time_unix_ns: u64,
+    pub time_boot_ns: u64,
+    /// Zero: not of a process.
+    pub key: ProcessKey,
+    pub tid: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub generation: u32,
+    pub comm: Comm,
+    pub creator: Option<ProcessKey>,
+    pub place: Option<Place>,
+    pub root: Option<Arc<Root>>,
+    pub detail: Detail,
+}
+
+/// Where a record comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Id {
+    Kernel(RecordOrigin),
+    Audit(AuditTime),
+    /// Made by the agent, with a letter and a number of its own.
+    Own(char, u64),
+}
+
+/// Where a process ran.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub cgroup_id: u64,
+    pub cgroup: Arc<Cgroup>,
+    /// Of a namespace entry, which runs in no container's cgroup: whose namespace it is in.
+    pub container: Option<Arc<str>>,
+    pub mount_namespace: u64,
+    pub pid_namespace: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Detail {
+    Verdict(Verdict, VerdictEnd),
+    Start(Start),
+    /// Wait status.
+    Exit(i32),
+    /// An exit that was not seen.
+    Gone,
+    Count(Box<VerdictOverflow>),
+    Moved(Box<Moved>),
+    Lost(Box<Lost>),
+}
+
+/// What became of the call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VerdictEnd {
+    /// Not an attempt to start a program.
+    #[default]
+    NoAttempt,
+    Of(Outcome),
+}
+
+#[derive(Clone, Debug)]
+pub struct Start {
+    pub filename: Arc<str>,
+    pub interpreter: Arc<str>,
+    pub argv: Argv,
+    pub environment: Environment,
+    pub is_session_root: bool,
+    /// Whose mount namespace it runs in, where that is not its session's container's.
+    pub entered: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Moved {
+    pub from_cgroup_id: u64,
+    pub to_cgroup_id: u64,
+    pub to_path: Arc<str>,
+    pub to_container: Option<Arc<str>>,
+    pub by_pid: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Lost {
+    pub source: &'static str,
+    pub reason: String,
+    /// `None`: not known.
+    pub count: Option<u64>,
+    pub from_unix_ns: u64,
+    pub until_unix_ns: u64,
+}
+
 // === impl Origins ===
 
 impl Origins {
-    /// Id of a record from a kernel program, by its origin there.
-    pub fn kernel_id(&self, origin: impl Display) -> String {
-        self.id(format_args!("{}:{origin}", self.epoch))
-    }
-
     /// One allocation: every record has one.
-    fn id(&self, rest: Arguments<'_>) -> String {
-        let mut id = String::with_capacity(self.boot_id.len() + 48);
-        id.push_str(&self.boot_id);
-        id.push(':');
-        // Writing to a string does not fail.
-        let _ = id.write_fmt(rest);
-        id
+    pub fn id(&self, id: Id) -> String {
+        match id {
+            Id::Kernel(origin) => self.kernel_id(origin),
+            Id::Own(letter, number) => self.kernel_id(format_args!("{letter}{number}")),
+            Id::Audit(AuditTime { unix_ms, serial }) => {
+                let mut text = self.begin();
+                // Writing to a string does not fail.
+                let _ = write!(text, "a{}.{:03}.{serial}", unix_ms / 1000, unix_ms % 1000);
+                text
+            }
+        }
     }
 
-    fn verdict_id(&self, verdict: &Verdict) -> String {
-        match (&verdict.kernel, &verdict.audit) {
-            (Some(kernel), _) => self.kernel_id(format_args!("v{}.{}", kernel.cpu, kernel.sequence)),
-            (None, Some(audit)) => {
-                let (seconds, milliseconds) = (audit.time.unix_ms / 1000, audit.time.unix_ms % 1000);
-                self.id(format_args!("a{seconds}.{milliseconds:03}.{}", audit.time.serial))
-            }
-            (None, None) => self.kernel_id("v?"),
-        }
+    fn kernel_id(&self, origin: impl Display) -> String {
+        let mut text = self.begin();
+        let _ = write!(text, "{}:{origin}", self.epoch);
+        text
+    }
+
+    fn begin(&self) -> String {
+        let mut text = String::with_capacity(self.boot_id.len() + 48);
+        text.push_str(&self.boot_id);
+        text.push(':');
+        text
     }
 }
 
-/// The part of a record that describes a process.
-pub fn describe(
-    origins: &Origins,
-    offset: Offset,
-    time_boot_ns: u64,
-    process: Option<&Process>,
-    image: Option<&Image>,
-    cgroups: &mut Cgroups,
-) -> NodeRecord {
-    let mut record = NodeRecord {
-        boot_id: origins.boot_id.to_string(),
-        time_boot_ns,
-        time_unix_ns: offset.to_unix(time_boot_ns),
-        ..Default::default()
-    };
-    if let Some(process) = process {
-        record.pid = process.key.pid;
-        record.start_boottime_ns = process.key.start_boottime_ns;
-        if let Some(ProcessKey { pid, start_boottime_ns }) = process.creator {
-            record.creator_pid = pid;
-            record.creator_start_boottime_ns = start_boottime_ns;
+// === impl Record ===
+
+impl Record {
+    /// Of nobody yet.
+    pub fn new(id: Id, offset: Offset, time_boot_ns: u64, detail: Detail) -> Self {
+        Self {
+            id,
+            time_unix_ns: offset.to_unix(time_boot_ns),
+            time_boot_ns,
+            key: ProcessKey::default(),
+            tid: 0,
+            uid: 0,
+            gid: 0,
+            generation: 0,
+            comm: Comm::default(),
+            creator: None,
+            place: None,
+            root: None,
+            detail,
         }
-        record.session_root = process.root.as_deref().map(session_root);
     }
-    if let Some(image) = image {
-        record.generation = image.generation;
-        record.comm = image.comm.to_string();
-        let cgroup = cgroups.get(image.cgroup_id, time_boot_ns);
-        // A namespace entry runs in no container's cgroup: its root tells whose namespace it is in.
-        let of_root = process.and_then(|process| process.root.as_ref()).map(|root| Arc::clone(&root.container));
-        record.container = Some(Container {
+
+    /// Adds the process that it is of.
+    pub fn of_process(&mut self, process: &Process) -> &mut Self {
+        self.key = process.key;
+        self.creator = process.creator;
+        self.root.clone_from(&process.root);
+        self
+    }
+
+    /// Adds the image that it is of.
+    pub fn of_image(&mut self, image: &Image, cgroups: &mut Cgroups) -> &mut Self {
+        self.generation = image.generation;
+        self.comm = image.comm;
+        let cgroup = cgroups.get(image.cgroup_id, self.time_boot_ns);
+        let container = cgroup.container.is_none().then(|| Some(Arc::clone(&self.root.as_ref()?.container)));
+        self.place = Some(Place {
             cgroup_id: image.cgroup_id,
-            pod_uid: cgroup.pod_uid.to_string(),
-            cgroup_path: cgroup.path.to_string(),
-            id: cgroup.container.or(of_root).as_deref().unwrap_or_default().to_owned(),
+            container: container.flatten(),
+            cgroup,
             mount_namespace: image.mount_namespace,
             pid_namespace: image.pid_namespace,
-            ..Default::default()
         });
+        self
     }
-    record
+
+    /// Adds what only the event's own task knows.
+    pub fn of_task(&mut self, task: &Task) -> &mut Self {
+        self.tid = task.tid;
+        self.uid = task.uid;
+        self.gid = task.gid;
+        self
+    }
+
+    /// Adds what the sources of a verdict say of its caller: their words win over what the lineage remembers.
+    pub fn of_caller(&mut self) {
+        let Detail::Verdict(verdict, _) = &self.detail else { return };
+        if let Some(kernel) = &verdict.kernel {
+            let task = kernel.task;
+            self.key.pid = task.pid;
+            if task.start_boottime_ns != 0 {
+                self.key.start_boottime_ns = task.start_boottime_ns;
+            }
+            self.comm = task.comm;
+            (self.tid, self.uid, self.gid) = (task.tid, task.uid, task.gid);
+        } else if let Some(audit) = &verdict.audit {
+            // As audit says it, not converted there and back.
+            self.time_unix_ns = audit.time.unix_ms.saturating_mul(1_000_000);
+            self.key.pid = audit.pid;
+            self.comm = audit.comm;
+            (self.uid, self.gid) = (audit.uid, audit.gid);
+        }
+    }
+
+    pub fn to_node_record(self, origins: &Origins) -> NodeRecord {
+        let creator = self.creator.unwrap_or_default();
+        NodeRecord {
+            id: origins.id(self.id),
+            time_unix_ns: self.time_unix_ns,
+            time_boot_ns: self.time_boot_ns,
+            boot_id: origins.boot_id.to_string(),
+            pid: self.key.pid,
+            tid: self.tid,
+            start_boottime_ns: self.key.start_boottime_ns,
+            generation: self.generation,
+            comm: self.comm.to_text(),
+            uid: self.uid,
+            gid: self.gid,
+            creator_pid: creator.pid,
+            creator_start_boottime_ns: creator.start_boottime_ns,
+            container: self.place.as_ref().map(container),
+            session_root: self.root.as_deref().map(session_root),
+            detail: Some(match self.detail {
+                Detail::Verdict(verdict, end) => NodeDetail::Verdict(verdict_detail(verdict, end, origins)),
+                Detail::Start(start) => NodeDetail::ProcessStart(process_start(start)),
+                Detail::Exit(exit_code) => NodeDetail::ProcessExit(ProcessExit { exit_code, found_gone: false }),
+                Detail::Gone => NodeDetail::ProcessExit(ProcessExit { exit_code: -1, found_gone: true }),
+                Detail::Count(count) => NodeDetail::VerdictCount(verdict_count(
+                    &count,
+                    // The record's own time is the last one's, on both clocks.
+                    Offset::from_pair(self.time_unix_ns, self.time_boot_ns),
+                )),
+                Detail::Moved(moved) => NodeDetail::CgroupMove(CgroupMove {
+                    from_cgroup_id: moved.from_cgroup_id,
+                    to_cgroup_id: moved.to_cgroup_id,
+                    to_cgroup_path: moved.to_path.to_string(),
+                    to_container_id: moved.to_container.as_deref().unwrap_or_default().to_owned(),
+                    moved_by_pid: moved.by_pid,
+                }),
+                Detail::Lost(lost) => loss(lost.source, lost.reason, lost.count, lost.from_unix_ns, lost.until_unix_ns),
+            }),
+        }
+    }
 }
 
-pub fn session_root(root: &Root) -> SessionRoot {
+fn container(place: &Place) -> Container {
+    let Place { cgroup_id, cgroup, container, mount_namespace, pid_namespace } = place;
+    Container {
+        cgroup_id: *cgroup_id,
+        cgroup_path: cgroup.path.to_string(),
+        id: cgroup.container.as_ref().or(container.as_ref()).map(ToString::to_string).unwrap_or_default(),
+        pod_uid: cgroup.pod_uid.to_string(),
+        mount_namespace: *mount_namespace,
+        pid_namespace: *pid_namespace,
+        ..Default::default()
+    }
+}
+
+fn session_root(root: &Root) -> SessionRoot {
     SessionRoot {
         pid: root.key.pid,
         start_boottime_ns: root.key.start_boottime_ns,
@@ -108,42 +290,30 @@ pub fn session_root(root: &Root) -> SessionRoot {
     }
 }
 
-/// Adds what only the event's own task knows.
-pub fn of_task(record: &mut NodeRecord, task: &Task) {
-    record.tid = task.tid;
-    record.uid = task.uid;
-    record.gid = task.gid;
-}
-
-pub fn process_start(
-    (filename, interpreter): (&str, &str),
-    argv: &Argv,
-    environment: &Environment,
-    is_session_root: bool,
-) -> Detail {
-    Detail::ProcessStart(ProcessStart {
+fn process_start(start: Start) -> ProcessStart {
+    let Start { filename, interpreter, argv, environment, is_session_root, entered } = start;
+    ProcessStart {
         // The kernel searches where it sees a root; where it stands is for the lineage to say.
-        environment: if is_session_root { environment.variables.clone() } else { Vec::new() },
         environment_searched: match environment.whole.filter(|_| is_session_root) {
             None => "",
             Some(true) => "whole",
             Some(false) => "part",
         }
         .into(),
-        filename: filename.into(),
-        interpreter: interpreter.into(),
+        environment: if is_session_root { environment.variables } else { Vec::new() },
+        filename: filename.to_string(),
+        interpreter: interpreter.to_string(),
         argv: argv.arguments.to_vec(),
         argv_truncated_bytes: argv.truncated_bytes,
         is_session_root,
-    })
+        // By the runtime, when the records are named.
+        container_facts: None,
+        entered_container_id: entered.as_deref().unwrap_or_default().to_owned(),
+    }
 }
 
-pub fn process_exit(exit_code: i32) -> Detail {
-    Detail::ProcessExit(ProcessExit { exit_code })
-}
-
-pub fn loss(source: &str, reason: String, count: Option<u64>, from_unix_ns: u64, until_unix_ns: u64) -> Detail {
-    Detail::Loss(Loss {
+pub fn loss(source: &str, reason: String, count: Option<u64>, from_unix_ns: u64, until_unix_ns: u64) -> NodeDetail {
+    NodeDetail::Loss(Loss {
         source: source.into(),
         reason,
         count: count.unwrap_or(0),
@@ -153,62 +323,62 @@ pub fn loss(source: &str, reason: String, count: Option<u64>, from_unix_ns: u64,
     })
 }
 
-/// Turns the description of the caller into the verdict's record. The sources' own words about the caller win over what
-/// the lineage remembers.
-///
-/// Changes in place and takes texts out of the verdict, which nobody else needs: storms come through here.
-pub fn verdict(record: &mut NodeRecord, origins: &Origins, verdict: &mut Verdict) {
-    record.id = origins.verdict_id(verdict);
-    let mut detail = VerdictDetail::default();
-    if let Some(kernel) = &verdict.kernel {
-        record.pid = kernel.task.pid;
-        if kernel.task.start_boottime_ns != 0 {
-            record.start_boottime_ns = kernel.task.start_boottime_ns;
-        }
-        set(&mut record.comm, &kernel.task.comm);
-        of_task(record, &kernel.task);
-        detail.syscall = kernel.syscall;
+fn verdict_count(count: &VerdictOverflow, offset: Offset) -> VerdictCount {
+    let arch = abi_names::native_arch(count.compat.unwrap_or(false));
+    VerdictCount {
+        syscall: count.syscall,
+        syscall_name: abi_names::syscall_name(arch, count.syscall).into(),
+        arch,
+        arch_name: abi_names::arch_name(arch, count.syscall).into(),
+        code: count.code,
+        action: abi_names::action_name(count.code).into(),
+        count: count.count,
+        first_unix_ns: offset.to_unix(count.first_boot_ns),
+        last_unix_ns: offset.to_unix(count.last_boot_ns),
+    }
+}
+
+fn verdict_detail(verdict: Verdict, end: VerdictEnd, origins: &Origins) -> VerdictDetail {
+    let (arch, syscall) = verdict.call();
+    let mut detail = VerdictDetail {
+        syscall,
+        arch,
+        syscall_name: abi_names::syscall_name(arch, syscall).into(),
+        arch_name: abi_names::arch_name(arch, syscall).into(),
+        audit_uid: u32::MAX,
+        audit_session: u32::MAX,
+        ..Default::default()
+    };
+    if let Some(kernel) = verdict.kernel {
         detail.compat = kernel.compat.unwrap_or(false);
-        detail.arch = abi_names::native_arch(detail.compat);
         detail.code = kernel.code;
         detail.signal = kernel.signal;
         detail.instruction_pointer = kernel.instruction_pointer;
         detail.sources.push("ebpf".into());
-        detail.audit_uid = u32::MAX;
-        detail.audit_session = u32::MAX;
     }
-    let of_audit_alone = verdict.kernel.is_none();
-    if let Some(audit) = &mut verdict.audit {
-        if of_audit_alone {
-            // As audit says it, not converted there and back.
-            record.time_unix_ns = audit.time.unix_ms.saturating_mul(1_000_000);
-        }
-        record.pid = audit.pid;
-        set(&mut record.comm, &audit.comm);
-        record.uid = audit.uid;
-        record.gid = audit.gid;
-        detail.syscall = audit.syscall;
-        detail.arch = audit.arch;
+    if let Some(audit) = verdict.audit {
         detail.compat = audit.compat;
         detail.code = audit.code;
         detail.signal = audit.sig;
         detail.instruction_pointer = audit.ip;
-        detail.exe = std::mem::take(&mut audit.exe);
+        detail.exe = audit.exe.to_string();
         detail.audit_serial = audit.time.serial;
         detail.audit_uid = audit.auid;
         detail.audit_session = audit.ses;
-        detail.subject_context = std::mem::take(&mut audit.subj);
+        detail.subject_context = audit.subj.to_string();
         detail.sources.push("audit".into());
     }
-    detail.syscall_name = abi_names::syscall_name(detail.arch, detail.syscall).into();
-    detail.arch_name = abi_names::arch_name(detail.arch, detail.syscall).into();
     detail.action = abi_names::action_name(detail.code).into();
-    record.detail = Some(Detail::Verdict(detail));
-}
-
-/// What is the same already is not allocated again.
-fn set(text: &mut String, value: &str) {
-    if text != value {
-        value.clone_into(text);
+    detail.outcome = match end {
+        VerdictEnd::NoAttempt => "",
+        VerdictEnd::Of(Outcome::Failed) => "failed",
+        VerdictEnd::Of(Outcome::Unknown) => "unknown",
+        VerdictEnd::Of(Outcome::Executed { target, filename }) => {
+            detail.target_id = target.map(|target| origins.id(Id::Kernel(target))).unwrap_or_default();
+            detail.target_filename = filename.to_string();
+            "executed"
+        }
     }
+    .into();
+    detail
 }

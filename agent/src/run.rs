@@ -13,6 +13,8 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use nix::sys::eventfd::EventFd;
+use seclog_identity::NodeIdentity;
+use seclog_masking::{Rules, RulesError};
 use seclog_proto::v1::HookStatus;
 use thiserror::Error;
 use tokio::{
@@ -25,14 +27,15 @@ use crate::{
     capture::{self, audit, kernel},
     check::{self, CheckOptions},
     clock,
-    container::{Cgroups, CriClient, Names},
+    container::{self, Cgroups, Hierarchy, Naming, V1},
+    credentials::{self, TlsFiles},
     drive::{self, Sources},
-    lineage::{Processes, read_proc},
+    lineage::{Keeping, Kept, Processes, Reconcile, Runtime, Streams, read_proc},
     pipeline::Pipeline,
     quiet,
     record::Origins,
     telemetry::{self, Telemetry},
-    uplink::{self, Health, Identity, Sink, StreamConfig, Tls, UplinkError},
+    uplink::{self, Health, Identity, Sink, SpoolConfig, StreamConfig, UplinkError, WhenFull},
 };
 
 /// Batches between the pipeline's thread and the uplink: few, since what waits takes least room where it came in.
@@ -44,9 +47,16 @@ pub struct RunArgs {
     /// Print node records instead of sending them.
     #[arg(long, value_enum, conflicts_with = "correlator")]
     sink: Option<SinkKind>,
-    /// Where the correlator listens for agents, e.g. https://correlator.example:8443.
-    #[arg(long, value_name = "URL", env = "SECLOG_CORRELATOR", required_unless_present = "sink")]
-    correlator: Option<String>,
+    /// Where the correlator listens for agents, e.g. https://correlator.example:8443. Several, separated by commas, are
+    /// tried in turn.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "SECLOG_CORRELATOR",
+        value_delimiter = ',',
+        required_unless_present = "sink"
+    )]
+    correlator: Vec<String>,
     /// Certificate authority of the correlator, PEM.
     #[arg(long, value_name = "FILE", env = "SECLOG_TLS_CA")]
     tls_ca: Option<PathBuf>,
@@ -56,6 +66,8 @@ pub struct RunArgs {
     /// This node's key, PEM.
     #[arg(long, value_name = "FILE", env = "SECLOG_TLS_KEY")]
     tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    enrol: credentials::EnrolArgs,
     /// Speak without TLS; only to a loopback address.
     #[arg(long)]
     plaintext: bool,
@@ -65,15 +77,18 @@ pub struct RunArgs {
     /// Name of this node; default: the host name.
     #[arg(long, env = "NODE_NAME")]
     node: Option<String>,
-    /// The container runtime's CRI socket; default: the first of CRI-O's and containerd's that exists.
-    #[arg(long, value_name = "PATH", env = "SECLOG_CRI_SOCKET")]
-    cri_socket: Option<PathBuf>,
+    #[command(flatten)]
+    containers: container::Options,
     /// How to see verdicts from eBPF.
     #[arg(long, value_enum, default_value = "auto")]
     verdict_hook: kernel::VerdictHook,
-    /// Bytes of each of the two kernel rings, a power of two. They count twice in resident memory.
+    /// Bytes of the kernel's ring of verdicts, a power of two. It counts twice in resident memory, and is there only where
+    /// a hook sees verdicts.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = ring_bytes)]
-    ring_bytes: u32,
+    verdict_ring_bytes: u32,
+    /// Bytes of the kernel's ring of process starts and ends, a power of two. It counts twice in resident memory.
+    #[arg(long, value_name = "BYTES", default_value_t = 2 << 20, value_parser = ring_bytes)]
+    lineage_ring_bytes: u32,
     /// Processes that the kernel's own memory of session roots has room for. Membership of those beyond it is unknown
     /// where their lineage is lost.
     #[arg(long, value_name = "COUNT", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
@@ -95,9 +110,16 @@ pub struct RunArgs {
     /// Serve /metrics, /healthz and /readyz here, e.g. 127.0.0.1:9464.
     #[arg(long, value_name = "ADDRESS", env = "SECLOG_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
-    /// Bytes of records kept while the correlator does not take them.
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
-    buffer_bytes: usize,
+    /// Directory where records wait until the correlator has them on its disk. Without it they wait in memory, and a restart
+    /// loses them.
+    #[arg(long, value_name = "DIR", env = "SECLOG_SPOOL_DIR")]
+    spool_dir: Option<PathBuf>,
+    /// Bytes that may wait, about; default 1 GiB in a directory, 16 MiB in memory.
+    #[arg(long, value_name = "BYTES", env = "SECLOG_SPOOL_BYTES", value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    spool_bytes: Option<u64>,
+    /// What is lost when they are full. How many were lost is told either way.
+    #[arg(long, value_enum, default_value = "keep-oldest", env = "SECLOG_SPOOL_FULL")]
+    spool_full: WhenFull,
     #[command(flatten)]
     quiet: quiet::QuietArgs,
     #[command(flatten)]
@@ -119,6 +141,8 @@ pub enum RunError {
     NoSource(String),
     #[error("cannot start: {0}")]
     Start(io::Error),
+    #[error(transparent)]
+    Masking(#[from] RulesError),
     #[error(transparent)]
     Uplink(#[from] UplinkError),
 }
@@ -144,13 +168,19 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     // Before anything that must be ended in order is started.
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Start)?;
-    let sink = sink(&args)?;
-    let names = names(args.cri_socket.clone()).await;
+    let credentials = Arc::<credentials::Status>::default();
+    let sink = sink(&args, &identity, &credentials)?;
+    let masking = args.containers.mask.as_deref().map(Rules::load).transpose()?;
+    let lookup = args.containers.lookup(&args.wanted_variable).await;
+    let (made, containers_made) = container::made();
+    container::follow_events(&lookup, &made);
     let (keeper, absence) = Keeper::open(&args.state_file, &boot_id);
 
     let wake = Arc::new(EventFd::new().map_err(|errno| RunError::Start(errno.into()))?);
     let stop = Arc::new(AtomicBool::new(false));
-    let (sources, pipeline, hooks) = start(&args, boot_id, names.socket(), &wake, &stop)?;
+    let runtime = args.containers.runtime(&args.check.check_root, lookup.client().map(|client| client.path.as_path()));
+    let (sources, pipeline, hooks) = start(&args, boot_id, runtime, &wake, &stop)?;
+    let pipeline = pipeline.with_containers(made);
 
     let (sender, batches) = mpsc::channel(QUEUE);
     let thread_stop = Arc::clone(&stop);
@@ -165,15 +195,21 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let hooks = watch::Sender::new(hooks);
     let quiet = quiet::Supervisor::start(&args.quiet, alive, hooks.clone());
 
-    let check = check::start(args.check.clone(), args.cri_socket.clone(), hooks.subscribe(), identity.node.clone());
-    let telemetry = Arc::new(Telemetry::new(hooks.subscribe(), check.clone()));
+    let check =
+        check::start(args.check.clone(), args.containers.cri_socket.clone(), hooks.subscribe(), identity.node.clone());
+    let telemetry = Arc::new(Telemetry::new(
+        hooks.subscribe(),
+        check.clone(),
+        matches!(sink, Sink::Correlator(_)).then_some(credentials),
+    ));
     if let Some(address) = args.metrics_listen {
         telemetry::serve(address, Arc::clone(&telemetry))
             .await
             .map_err(|error| RunError::Usage(format!("--metrics-listen {address}: {error}")))?;
     }
+    let named = container::start_naming(batches, containers_made, Naming::new(lookup).with_masking(masking));
     let health = Health { hooks: hooks.subscribe(), check };
-    let delivery = uplink::deliver(batches, names, sink, identity, health, telemetry, keeper);
+    let delivery = uplink::deliver(named, sink, identity, health, telemetry, keeper);
     tokio::pin!(delivery);
     let early = tokio::select! {
         result = &mut delivery => Some(result),
@@ -204,7 +240,7 @@ fn read_file(path: &Path) -> Result<String, RunError> {
 fn start(
     args: &RunArgs,
     boot_id: String,
-    cri_socket: Option<&Path>,
+    (runtime, service_pid): (Runtime, Option<u32>),
     wake: &Arc<EventFd>,
     stop: &Arc<AtomicBool>,
 ) -> Result<(Sources, Pipeline, Vec<HookStatus>), RunError> {
@@ -220,13 +256,20 @@ fn start(
             None
         }
     };
-    let mut cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"));
-    if cgroups.root().is_none() {
-        tracing::warn!(
-            "no cgroup v2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified: processes cannot be attributed to containers"
-        );
+    let own_cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup"), &own_cgroups);
+    match &hierarchy {
+        None => tracing::warn!(
+            "no cgroup hierarchy below /sys/fs/cgroup (v2, or v1 of pids, memory, devices or cpu): processes cannot be \
+             attributed to containers"
+        ),
+        Some(Hierarchy { v1: Some(V1 { controller, .. }), root }) => {
+            tracing::info!(controller, root = %root.display(), "containers are told apart by a cgroup v1 hierarchy");
+        }
+        Some(_) => {}
     }
-    let scope = kernel::Scope::find(cgroups.root(), cri_socket, &args.scope_cgroup);
+    let mut cgroups = Cgroups::new(hierarchy.clone());
+    let scope = kernel::Scope::find(hierarchy.as_ref(), service_pid, &args.scope_cgroup);
     match &scope.unbounded {
         Some(reason) => {
             tracing::info!(reason, "every process of this host is followed, not only pods and their runtime")
@@ -236,30 +279,53 @@ fn start(
         }
     }
     // The runtime service can have a mount namespace of its own, which is no container's (OpenShift's kubens).
-    let host = mount_namespace("/proc/1/ns/mnt").or_else(|| mount_namespace("/proc/self/ns/mnt"));
-    let runtime = scope.service_pid.and_then(|pid| mount_namespace(&format!("/proc/{pid}/ns/mnt")));
-    let mut host_mounts: Vec<u64> = host.into_iter().chain(runtime).collect();
+    let host = namespace("/proc/1/ns/mnt").or_else(|| namespace("/proc/self/ns/mnt"));
+    let of_service = service_pid.and_then(|pid| namespace(&format!("/proc/{pid}/ns/mnt")));
+    let mut host_mounts: Vec<u64> = host.into_iter().chain(of_service).collect();
     host_mounts.dedup();
     let options = kernel::Options {
         hook: args.verdict_hook,
-        ring_bytes: args.ring_bytes,
+        verdict_ring_bytes: args.verdict_ring_bytes,
+        lineage_ring_bytes: args.lineage_ring_bytes,
         kernel_processes: args.kernel_processes,
         host_mount_namespaces: host_mounts.clone(),
         scope: scope.clone(),
+        v1: hierarchy.as_ref().and_then(|hierarchy| hierarchy.v1.clone()),
         wanted: args.wanted_variable.clone(),
     };
     let epoch = clock::boot_ns();
     let mut kernel = kernel::KernelCapture::start(&options);
     // From here on process events wait in the ring, and audit records in their queue.
     let lineage_since_ns = clock::boot_ns();
-    let mut processes = Processes::new(host_mounts);
-    read_proc(Path::new("/proc"), &mut processes, &mut |path| {
+    let runtime = match service_pid {
+        Some(pid) => {
+            let path = hierarchy.as_ref().and_then(|hierarchy| hierarchy.path_of(pid));
+            runtime.served_by(pid, path.map(|path| (cgroups.by_path(&path, epoch).0, path)))
+        }
+        None => runtime,
+    };
+    let mut processes = Processes::new(host_mounts)
+        .with_runtime(runtime)
+        .with_host_pids(namespace("/proc/1/ns/pid").unwrap_or(0))
+        .with_proc("/proc".into());
+    // Beside the note of what was handed over.
+    let kept_path = args.state_file.with_file_name("lineage.state");
+    let kept = Kept::read(&kept_path, &boot_id);
+    read_proc(Path::new("/proc"), &kept, &mut processes, &mut |text| {
+        let Some(path) = hierarchy.as_ref().and_then(|hierarchy| hierarchy.path_in(text)) else {
+            return (0, None, scope.unbounded.is_some());
+        };
         let (cgroup_id, container) = cgroups.by_path(path, epoch);
         (cgroup_id, container, scope.contains(path))
     });
     match &mut kernel {
         Ok(capture) => {
-            capture.open(processes.rooted());
+            capture.open(processes.rooted(), processes.namespaces());
+            if processes.has_shims()
+                && let Some(count) = capture.count_connections()
+            {
+                processes.tell_by_streams(Streams::new(Box::new(count), "/proc".into()));
+            }
             hooks.extend(capture.hooks.iter().cloned());
         }
         Err(error) => hooks.push(capture::inactive("ebpf", error)),
@@ -267,7 +333,18 @@ fn start(
     // Without audit, verdicts are seen only from now on.
     let since_boot_ns = if audit.is_some() { lineage_since_ns } else { clock::boot_ns() };
     tell(&hooks)?;
-    let mut pipeline = Pipeline::new(Origins { boot_id: boot_id.into(), epoch }, processes, cgroups);
+    let own = std::process::id();
+    let own = processes.at(own, u64::MAX, u64::MAX).and_then(|process| process.root.clone());
+    let own = own.filter(|_| !args.containers.report_own);
+    if let Some(own) = &own {
+        tracing::info!(container = %own.container, "what this container does by itself is not reported (--report-own)");
+    }
+    let keeping = Keeping::start(kept_path, boot_id.clone()).map_err(RunError::Start)?;
+    let origins = Origins { boot_id: boot_id.into(), epoch };
+    let mut pipeline = Pipeline::new(origins, processes, cgroups)
+        .with_keeping(keeping)
+        .with_reconcile(Reconcile::new("/proc".into()))
+        .without_own(own);
     let hooked = kernel.as_ref().is_ok_and(kernel::KernelCapture::sees_verdicts);
     if hooked != audit.is_some() {
         pipeline = pipeline.with_one_source();
@@ -302,65 +379,55 @@ fn tell(hooks: &[HookStatus]) -> Result<(), RunError> {
 }
 
 /// The inode number in a namespace link such as `mnt:[4026531841]`.
-fn mount_namespace(link: &str) -> Option<u64> {
+fn namespace(link: &str) -> Option<u64> {
     let target = fs::read_link(link).ok()?;
     target.to_str()?.strip_suffix(']')?.rsplit('[').next()?.parse().ok()
 }
 
-async fn names(configured: Option<PathBuf>) -> Names {
-    let candidates = ["/run/crio/crio.sock", "/run/containerd/containerd.sock"];
-    let path = configured.or_else(|| candidates.iter().map(PathBuf::from).find(|path| path.exists()));
-    let Some(path) = path else {
-        tracing::warn!(
-            ?candidates,
-            "no CRI socket: containers are known by id and pod UID alone. Name one by --cri-socket"
-        );
-        return Names::new(None);
-    };
-    let mut client = CriClient::new(path.clone());
-    match client.version().await {
-        Ok((name, version)) => {
-            tracing::info!(socket = %path.display(), runtime = name, version, "container names come from CRI")
-        }
-        Err(error) => tracing::warn!(%error, "container names are missing until the runtime answers"),
+fn sink(args: &RunArgs, identity: &Identity, status: &Arc<credentials::Status>) -> Result<Sink, RunError> {
+    let urls = args.correlator.clone();
+    if urls.is_empty() {
+        return Ok(Sink::Stdout);
     }
-    let mut names = Names::new(Some(client));
-    if let Err(error) = names.learn_all().await {
-        tracing::debug!(%error, "the runtime's containers could not be listed");
-    }
-    names
-}
-
-fn sink(args: &RunArgs) -> Result<Sink, RunError> {
-    let Some(url) = &args.correlator else { return Ok(Sink::Stdout) };
     if args.cluster.is_empty() {
         return Err(RunError::Usage("--cluster is needed to send records to a correlator".into()));
     }
-    let tls = match (&args.tls_ca, &args.tls_cert, &args.tls_key, args.plaintext) {
+    let credentials = match (&args.tls_ca, &args.tls_cert, &args.tls_key, args.plaintext) {
         (None, None, None, true) => {
-            if !is_loopback(url) {
+            if let Some(url) = urls.iter().find(|url| !is_loopback(url)) {
                 return Err(RunError::Usage(format!(
                     "--plaintext works to a loopback address only, and {url} is none"
                 )));
             }
             None
         }
-        (Some(ca), Some(certificate), Some(key), false) if url.starts_with("https://") => {
-            Some(Tls { ca: read_pem(ca)?, certificate: read_pem(certificate)?, key: read_pem(key)? })
+        (Some(ca), None, None, false)
+            if args.enrol.enrol.is_some() && urls.iter().all(|url| url.starts_with("https://")) =>
+        {
+            let node = NodeIdentity { cluster: identity.cluster.clone(), node: identity.node.clone() };
+            let current = args.enrol.start(ca.clone(), node, Arc::clone(status));
+            Some(current.map_err(|error| RunError::Usage(error.to_string()))?)
+        }
+        (Some(ca), Some(certificate), Some(key), false) if urls.iter().all(|url| url.starts_with("https://")) => {
+            let files = TlsFiles { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() };
+            let current = credentials::follow(files, Arc::clone(status));
+            Some(current.map_err(|error| RunError::Usage(format!("--tls-ca, --tls-cert, --tls-key: {error}")))?)
         }
         _ => {
             return Err(RunError::Usage(
-                "an https:// correlator needs --tls-ca, --tls-cert and --tls-key; a correlator on loopback may be \
+                "an https:// correlator needs --tls-ca, and --enrol or --tls-cert and --tls-key; a correlator on loopback may be \
                  spoken to with http:// and --plaintext"
                     .into(),
             ));
         }
     };
-    Ok(Sink::Correlator(Box::new(StreamConfig { url: url.clone(), tls, buffer_bytes: args.buffer_bytes })))
-}
-
-fn read_pem(path: &Path) -> Result<Vec<u8>, RunError> {
-    fs::read(path).map_err(|error| RunError::File { path: path.to_owned(), error })
+    let usual = if args.spool_dir.is_some() { 1 << 30 } else { 16 << 20 };
+    let spool = SpoolConfig {
+        dir: args.spool_dir.clone(),
+        most_bytes: args.spool_bytes.unwrap_or(usual),
+        when_full: args.spool_full,
+    };
+    Ok(Sink::Correlator(Box::new(StreamConfig { urls, credentials, spool })))
 }
 
 fn is_loopback(url: &str) -> bool {

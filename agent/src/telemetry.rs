@@ -20,13 +20,13 @@ use axum::{
 use seclog_proto::v1::HookStatus;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{check, clock};
+use crate::{check, clock, credentials};
 
 /// The pipeline accounts once a second; silence for so long means that it hangs: nanoseconds.
 const HANGING_NS: u64 = 30_000_000_000;
 
 /// Name, help. Every counter that the pipeline and the uplink tell, as `seclog_agent_<name>_total`.
-pub const COUNTERS: [(&str, &str); 35] = [
+pub const COUNTERS: [(&str, &str); 44] = [
     ("lineage_events", "Lineage records read from the ring."),
     ("kernel_verdicts", "Verdict records read from the ring."),
     ("audit_verdicts", "Audit records of type SECCOMP that were parsed."),
@@ -55,16 +55,25 @@ pub const COUNTERS: [(&str, &str); 35] = [
     ("audit_overruns", "Times the kernel said ENOBUFS: at least one audit record lost each time."),
     ("audit_queue_full", "Audit records dropped because the agent's own queue was full."),
     ("audit_malformed_datagrams", "Datagrams too short for a netlink header."),
-    (
-        "audit_serial_gaps",
-        "Serial numbers that never came: a lower bound of lost audit records of any type, those of audit_queue_full among them.",
-    ),
+    ("audit_serial_gaps", "Serial numbers that never came: a lower bound of lost audit records of any type."),
     ("audit_kernel_lost", "What the kernel itself counts as lost audit records (needs CAP_AUDIT_CONTROL)."),
     ("processes", "Processes remembered now, ended ones of the last seconds included (a gauge)."),
+    ("own_records", "Records of the agent's own container, which are not handed over (--report-own)."),
+    ("containers_known", "Containers whose names are remembered (a gauge)."),
+    ("containers_resolved", "Containers whose names became known."),
+    (
+        "containers_unresolved",
+        "Containers whose names never became known: their records have an id and a pod UID only.",
+    ),
+    ("containers_pending", "Containers with records that went out without names, and are still looked for (a gauge)."),
+    ("amendments", "Records that tell names of containers after records of them went out without."),
     ("records", "Node records made."),
     ("losses", "Loss records made."),
-    ("uplink_refused", "Records refused because the buffer was full; told in loss records."),
-    ("uplink_acknowledged", "Records that the correlator has acknowledged."),
+    ("uplink_refused", "Records refused because the spool was full or could not be written; told in loss records."),
+    ("uplink_acknowledged", "Records that the correlator has acknowledged: they are on its disk."),
+    ("uplink_lost", "Records that the spool dropped for room or found damaged; told in loss records."),
+    ("uplink_disagreements", "Times that the correlator had other records at the spool's positions."),
+    ("spool_bytes", "Bytes of the spool (a gauge)."),
 ];
 
 /// What is shown. Filled by the uplink, read by requests.
@@ -74,13 +83,19 @@ pub struct Telemetry {
     beat_boot_ns: AtomicU64,
     hooks: watch::Receiver<Vec<HookStatus>>,
     check: check::Status,
+    /// `None`: records go to no correlator.
+    credentials: Option<Arc<credentials::Status>>,
 }
 
 // === impl Telemetry ===
 
 impl Telemetry {
-    pub fn new(hooks: watch::Receiver<Vec<HookStatus>>, check: check::Status) -> Self {
-        Self { counters: Mutex::default(), beat_boot_ns: AtomicU64::new(clock::boot_ns()), hooks, check }
+    pub fn new(
+        hooks: watch::Receiver<Vec<HookStatus>>,
+        check: check::Status,
+        credentials: Option<Arc<credentials::Status>>,
+    ) -> Self {
+        Self { counters: Mutex::default(), beat_boot_ns: AtomicU64::new(clock::boot_ns()), hooks, check, credentials }
     }
 
     /// Takes the counters of the last accounting.
@@ -107,8 +122,10 @@ impl Telemetry {
         }
         for (name, value) in self.counters.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let help = COUNTERS.iter().find(|(known, _)| known == name).map_or("", |(_, help)| help);
-            let gauge =
-                matches!(*name, "processes" | "verdict_verified_instructions" | "lineage_verified_instructions");
+            let gauge = matches!(
+                *name,
+                "processes" | "spool_bytes" | "verdict_verified_instructions" | "lineage_verified_instructions"
+            );
             let (suffix, kind) = if gauge { ("", "gauge") } else { ("_total", "counter") };
             let _ = writeln!(
                 text,
@@ -119,6 +136,12 @@ impl Telemetry {
         // What the last check of the node's configuration found; docs/check.md.
         for (name, value) in check::counters(&self.check) {
             let _ = writeln!(text, "# TYPE seclog_agent_{name} gauge\nseclog_agent_{name} {value}");
+        }
+        for (name, kind, help, value) in self.credentials.iter().flat_map(|status| status.metrics()) {
+            let _ = writeln!(
+                text,
+                "# HELP seclog_agent_{name} {help}\n# TYPE seclog_agent_{name} {kind}\nseclog_agent_{name} {value}"
+            );
         }
         text
     }
@@ -167,7 +190,8 @@ mod tests {
     #[test]
     fn metrics_have_help_and_no_reason_breaks_out_of_its_label() {
         let hooks = vec![active("audit/netlink", "x"), inactive("verdict/fentry", "said \"no\"\n\x1b[0m")];
-        let telemetry = Telemetry::new(watch::Sender::new(hooks).subscribe(), watch::Sender::new(None).subscribe());
+        let telemetry =
+            Telemetry::new(watch::Sender::new(hooks).subscribe(), watch::Sender::new(None).subscribe(), None);
         telemetry.update(vec![("fused", 7), ("processes", 3)]);
         let text = telemetry.render();
         assert!(

@@ -1,19 +1,22 @@
 //! Cgroup ids to paths, paths to containers.
 //!
-//! A cgroup id is the inode number of its directory in the v2 hierarchy. Paths are found by the id itself
-//! (open_by_handle_at on the cgroup file system), or by walking the tree where that is not allowed.
+//! A cgroup id is the inode number of its directory in the hierarchy that tells containers apart ([`Hierarchy`]). Paths are
+//! found by the id itself (open_by_handle_at on the cgroup file system), or by walking the tree where that is not allowed.
 
+use foldhash::HashMap;
 use nix::errno::Errno;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fs,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::fs::{DirEntryExt as _, MetadataExt as _},
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
+
+use super::hierarchy::Hierarchy;
 
 /// Cgroups remembered at once.
 const MOST: usize = 16_384;
@@ -25,7 +28,7 @@ const MOST_WALKED: usize = 100_000;
 /// A cgroup, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroup {
-    /// Below the root of the v2 hierarchy, with a leading slash; empty when not found.
+    /// Below the root of the hierarchy, with a leading slash; empty when not found.
     pub path: Arc<str>,
     pub container: Option<Arc<str>>,
     /// Empty outside pods.
@@ -36,54 +39,58 @@ pub struct Cgroup {
 enum Handle {
     Found(String),
     Gone,
-    /// It does not say: no CAP_DAC_READ_SEARCH, or no v2 hierarchy.
+    /// It does not say: no CAP_DAC_READ_SEARCH, or no hierarchy.
     NotAllowed,
 }
 
 /// Finds and remembers cgroups.
 #[derive(Debug)]
 pub struct Cgroups {
-    root: Option<PathBuf>,
+    hierarchy: Option<Hierarchy>,
     root_directory: Option<OwnedFd>,
-    by_id: HashMap<u64, (Cgroup, u64)>,
+    by_id: HashMap<u64, (Arc<Cgroup>, u64)>,
+    unknown: Arc<Cgroup>,
     order: VecDeque<u64>,
 }
 
 // === impl Cgroups ===
 
 impl Cgroups {
-    /// Finds the v2 hierarchy: /sys/fs/cgroup itself, or /sys/fs/cgroup/unified on hybrid hosts.
-    pub fn new(sys_fs_cgroup: &Path) -> Self {
-        let root = [sys_fs_cgroup.to_owned(), sys_fs_cgroup.join("unified")]
-            .into_iter()
-            .find(|candidate| candidate.join("cgroup.controllers").exists());
-        let root_directory = root.as_ref().and_then(|root| fs::File::open(root).ok()).map(OwnedFd::from);
-        Self { root, root_directory, by_id: HashMap::new(), order: VecDeque::new() }
+    pub fn new(hierarchy: Option<Hierarchy>) -> Self {
+        let root_directory =
+            hierarchy.as_ref().and_then(|hierarchy| fs::File::open(&hierarchy.root).ok()).map(OwnedFd::from);
+        Self { hierarchy, root_directory, by_id: HashMap::default(), unknown: Arc::default(), order: VecDeque::new() }
     }
 
     /// Knows the cgroups it is given and no others: for recordings.
     pub fn recorded<'a>(cgroups: impl IntoIterator<Item = (u64, &'a str)>) -> Self {
-        let mut known = Self { root: None, root_directory: None, by_id: HashMap::new(), order: VecDeque::new() };
+        let mut known = Self {
+            hierarchy: None,
+            root_directory: None,
+            by_id: HashMap::default(),
+            unknown: Arc::default(),
+            order: VecDeque::new(),
+        };
         for (id, path) in cgroups {
             known.insert(id, path, 0);
         }
         known
     }
 
-    /// Where the v2 hierarchy is; without one, nothing can be attributed to containers.
+    /// Where the hierarchy is; without one, nothing can be attributed to containers.
     pub fn root(&self) -> Option<&Path> {
-        self.root.as_deref()
+        self.hierarchy.as_ref().map(|hierarchy| hierarchy.root.as_path())
     }
 
     /// What a cgroup id stands for.
-    pub fn get(&mut self, id: u64, now_ns: u64) -> Cgroup {
+    pub fn get(&mut self, id: u64, now_ns: u64) -> Arc<Cgroup> {
         if id == 0 {
-            return Cgroup::default();
+            return Arc::clone(&self.unknown);
         }
         if let Some((known, found_ns)) = self.by_id.get(&id)
             && (!known.path.is_empty() || found_ns + MISS_NS > now_ns)
         {
-            return known.clone();
+            return Arc::clone(known);
         }
         let path = match self.by_handle(id) {
             Handle::Found(path) => Some(path),
@@ -97,12 +104,12 @@ impl Cgroups {
 
     /// What a path of /proc/<pid>/cgroup stands for, and its id.
     pub fn by_path(&mut self, path: &str, now_ns: u64) -> (u64, Option<Arc<str>>) {
-        let Some(root) = &self.root else { return (0, None) };
+        let Some(root) = self.root() else { return (0, None) };
         let id = fs::metadata(root.join(path.trim_start_matches('/'))).map_or(0, |metadata| metadata.ino());
         if id == 0 {
             return (0, container_of_path(path).map(Into::into));
         }
-        (id, self.insert(id, path, now_ns).container)
+        (id, self.insert(id, path, now_ns).container.clone())
     }
 
     /// Takes a path from elsewhere: the kernel told of the cgroup as it was made.
@@ -112,13 +119,13 @@ impl Cgroups {
         }
     }
 
-    fn insert(&mut self, id: u64, path: &str, now_ns: u64) -> Cgroup {
-        let cgroup = Cgroup {
+    fn insert(&mut self, id: u64, path: &str, now_ns: u64) -> Arc<Cgroup> {
+        let cgroup = Arc::new(Cgroup {
             path: path.into(),
             container: container_of_path(path).map(Into::into),
             pod_uid: pod_uid_of_path(path).unwrap_or_default().into(),
-        };
-        if self.by_id.insert(id, (cgroup.clone(), now_ns)).is_none() {
+        });
+        if self.by_id.insert(id, (Arc::clone(&cgroup), now_ns)).is_none() {
             self.order.push_back(id);
             if self.order.len() > MOST
                 && let Some(oldest) = self.order.pop_front()
@@ -139,7 +146,7 @@ impl Cgroups {
             kind: i32,
             id: u64,
         }
-        let (Some(root), Some(root_directory)) = (&self.root, &self.root_directory) else { return Handle::NotAllowed };
+        let (Some(root), Some(root_directory)) = (self.root(), &self.root_directory) else { return Handle::NotAllowed };
         let mut handle = FileHandle { bytes: 8, kind: FILEID_KERNFS, id };
         // SAFETY: a file_handle is its size, its type and that many bytes; the descriptor is open.
         let descriptor = unsafe {
@@ -166,8 +173,8 @@ impl Cgroups {
     }
 
     fn by_walk(&self, id: u64) -> Option<String> {
-        let root = self.root.as_ref()?;
-        let mut left = VecDeque::from([root.clone()]);
+        let root = self.root()?;
+        let mut left = VecDeque::from([root.to_owned()]);
         let mut walked = 0;
         while let Some(directory) = left.pop_front() {
             for entry in fs::read_dir(&directory).ok()?.flatten() {
@@ -262,7 +269,8 @@ mod tests {
 
     #[test]
     fn the_hosts_own_tree_gives_paths_by_id() {
-        let mut cgroups = Cgroups::new(Path::new("/sys/fs/cgroup"));
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let mut cgroups = Cgroups::new(Hierarchy::find(Path::new("/sys/fs/cgroup"), &own));
         let Some(root) = cgroups.root().map(Path::to_owned) else { return };
         let Some(directory) = fs::read_dir(&root).unwrap().flatten().find(|entry| entry.path().is_dir()) else {
             return;

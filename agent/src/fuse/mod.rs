@@ -10,9 +10,15 @@
 //! the end of its wait and in order, another one that was left over. When both sources lost a verdict of the same key
 //! within that time, those two are taken for one; that needs losses on both sides, which are reported.
 
-use std::collections::{HashMap, VecDeque, hash_map::Entry};
+use std::collections::{VecDeque, hash_map::Entry};
 
-use crate::capture::{audit::AuditRecord, kernel::KernelVerdict};
+use foldhash::HashMap;
+
+use crate::{
+    abi_names,
+    capture::{audit::AuditRecord, kernel::KernelVerdict},
+    clock::TICK_NS,
+};
 
 /// How long a verdict waits for its other half at least, and for the exec that follows it to be known: nanoseconds.
 pub const HOLD_NS: u64 = 250_000_000;
@@ -26,8 +32,6 @@ const DELAY_FACTOR: u64 = 4;
 const DELAY_HALF_LIFE_NS: u64 = 1_000_000_000;
 /// Verdicts that wait at once; beyond it the oldest go on early.
 const MOST_HELD: usize = 65_536;
-/// audit's clock is the kernel's coarse one: early by up to a tick, at most 10 ms (HZ=100).
-const TICK_NS: u64 = 10_000_000;
 /// Both clocks are read by us at different moments, and NTP slews one of them.
 const CLOCK_SLACK_NS: u64 = 2_000_000;
 
@@ -51,6 +55,8 @@ pub struct Fuse {
     waiting: HashMap<(Key, Half), Line>,
     /// There is one source: no other half will come.
     alone: bool,
+    /// Quiet mode: no other half comes for now.
+    quiet: bool,
     /// The greatest time between the arrivals of two halves of late, and when that was.
     delay_ns: u64,
     delay_at_ns: u64,
@@ -89,6 +95,19 @@ struct Key {
     code: u32,
 }
 
+// === impl Verdict ===
+
+impl Verdict {
+    /// AUDIT_ARCH_* value and number of the call.
+    pub fn call(&self) -> (u32, i64) {
+        match (&self.audit, &self.kernel) {
+            (Some(audit), _) => (audit.arch, audit.syscall),
+            (None, Some(kernel)) => (abi_names::native_arch(kernel.compat.unwrap_or(false)), kernel.syscall),
+            (None, None) => (0, -1),
+        }
+    }
+}
+
 // === impl Fuse ===
 
 impl Fuse {
@@ -97,14 +116,24 @@ impl Fuse {
         Self { alone: true, ..Self::default() }
     }
 
+    /// Whether audit is silent for now, by quiet mode.
+    pub fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
     pub fn held(&self) -> usize {
         self.held.len()
+    }
+
+    /// When the verdict was made that waits the longest.
+    pub fn oldest_boot_ns(&self) -> Option<u64> {
+        self.held.front().map(|held| held.verdict.time_boot_ns)
     }
 
     /// How long a verdict waits now. The halves of a burst lie further apart the longer kauditd's queue is full, and then
     /// each waits longer for the other.
     pub fn hold_ns(&self, now_ns: u64) -> u64 {
-        if self.alone {
+        if self.alone || self.quiet {
             return ALONE_NS;
         }
         HOLD_NS + (self.delay_ns(now_ns) * DELAY_FACTOR).min(LONGEST_HOLD_NS - HOLD_NS)
@@ -259,7 +288,7 @@ impl Fuse {
         const ORDINARY: usize = 4_096;
         if self.held.is_empty() && self.held.capacity() > ORDINARY {
             self.held = VecDeque::new();
-            self.waiting = HashMap::new();
+            self.waiting = HashMap::default();
         }
     }
 
@@ -299,7 +328,7 @@ fn agree(kernel: &KernelVerdict, audit: &AuditRecord, audit_boot_ns: u64) -> boo
 fn same(kernel: &KernelVerdict, audit: &AuditRecord) -> bool {
     let same_abi = kernel.compat.is_none_or(|compat| compat == audit.compat);
     let same_place = kernel.instruction_pointer == 0 || kernel.instruction_pointer == audit.ip;
-    let same_caller = (kernel.task.uid, kernel.task.gid) == (audit.uid, audit.gid) && *kernel.task.comm == *audit.comm;
+    let same_caller = (kernel.task.uid, kernel.task.gid) == (audit.uid, audit.gid) && kernel.task.comm == audit.comm;
     same_abi && same_place && same_caller
 }
 
@@ -363,6 +392,21 @@ mod tests {
         let (record, at) = audit(1, 900 * MS);
         fuse.audit(record, at, 900 * MS);
         assert_eq!(drain(&mut fuse), [(true, true, 100 * MS), (true, true, 300 * MS)]);
+    }
+
+    #[test]
+    fn in_quiet_mode_a_verdict_does_not_wait_for_audit_and_after_it_does_again() {
+        let mut fuse = Fuse::default();
+        fuse.set_quiet(true);
+        fuse.kernel(kernel(1, 9 * MS), 0);
+        assert!(fuse.next(ALONE_NS - 1, false).is_none());
+        assert!(fuse.next(ALONE_NS, false).is_some_and(|verdict| verdict.audit.is_none()));
+        fuse.set_quiet(false);
+        fuse.kernel(kernel(1, 99 * MS), 100 * MS);
+        assert!(fuse.next(100 * MS + ALONE_NS, false).is_none());
+        let (record, at) = audit(1, 99 * MS);
+        fuse.audit(record, at, 150 * MS);
+        assert_eq!(drain(&mut fuse), [(true, true, 99 * MS)]);
     }
 
     #[test]

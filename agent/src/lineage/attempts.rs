@@ -3,13 +3,18 @@
 //! A verdict fires at syscall entry, so it is an attempt of the caller's image. The exec event that ends that image tells
 //! which attempt succeeded: the last one of the image. Attempts of one image before it failed, and so did all of an image
 //! that ends by exit. Audit knows neither the thread nor the exact time, so an attempt waits until no other attempt of
-//! its image can still be under way.
+//! its image can still be under way, and all of them are looked at together ([`standing`](super::standing)).
 
-use std::collections::{HashMap, VecDeque};
+use std::{collections::VecDeque, sync::Arc};
 
-use seclog_proto::v1::{NodeRecord, node_record::Detail};
+use foldhash::HashMap;
 
-use super::processes::{ProcessKey, Processes};
+use super::{
+    event::RecordOrigin,
+    processes::{Process, ProcessKey, Processes},
+    standing::{Standing, standings},
+};
+use crate::{clock::TICK_NS, record::Record};
 
 /// How long after an exec or exit an attempt of the ended image may still come, beyond the fuse's hold: the delay of
 /// kauditd, nanoseconds.
@@ -28,18 +33,19 @@ pub struct Attempts {
 }
 
 #[derive(Debug)]
-struct Attempt {
-    record: NodeRecord,
-    generation: u32,
-    time_boot_ns: u64,
+pub(super) struct Attempt {
+    pub(super) record: Record,
+    /// Of the image that the times of both say.
+    pub(super) generation: u32,
+    pub(super) time_boot_ns: u64,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    Executed { target_origin: Option<String>, filename: String },
+/// What became of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Executed { target: Option<RecordOrigin>, filename: Arc<str> },
     Failed,
     Unknown,
-    NotYet,
 }
 
 // === impl Attempts ===
@@ -59,7 +65,7 @@ impl Attempts {
     }
 
     /// An attempt of a process's image.
-    pub fn add(&mut self, key: ProcessKey, generation: u32, time_boot_ns: u64, record: NodeRecord, now_ns: u64) {
+    pub fn add(&mut self, key: ProcessKey, generation: u32, time_boot_ns: u64, record: Record, now_ns: u64) {
         let attempts = self.waiting.entry(key).or_default();
         if attempts.is_empty() {
             self.looks.push_back((now_ns + AGAIN_NS, key));
@@ -72,38 +78,46 @@ impl Attempts {
     /// `hold_ns` is how long the fuse keeps a verdict now.
     pub fn settle(
         &mut self,
-        processes: &Processes,
+        processes: &mut Processes,
         (now_ns, hold_ns): (u64, u64),
         ending: bool,
-        out: &mut Vec<(ProcessKey, NodeRecord, Option<String>)>,
+        out: &mut Vec<(ProcessKey, Record, Outcome)>,
     ) {
         while let Some((due, key)) = self.looks.front().copied()
             && (ending || due <= now_ns)
         {
             self.looks.pop_front();
             let Some(attempts) = self.waiting.remove(&key) else { continue };
-            let outcomes: Vec<Outcome> = (0..attempts.len())
-                .map(|index| outcome(&attempts, index, processes, key, (now_ns, hold_ns), ending))
+            let Some(process) = processes.get(key) else {
+                out.extend(attempts.into_iter().map(|attempt| (key, attempt.record, Outcome::Unknown)));
+                continue;
+            };
+            let given_up = |attempt: &Attempt| ending || attempt.time_boot_ns + GIVE_UP_NS <= now_ns;
+            let may_come = |ended_ns: u64| !ending && ended_ns + hold_ns + LATE_NS > now_ns;
+            let standings = standings(&attempts, process);
+            let mut outcomes: Vec<Option<Outcome>> = attempts
+                .iter()
+                .zip(&standings)
+                .map(|(attempt, standing)| outcome(*standing, process, given_up(attempt), may_come))
                 .collect();
-            let mut left = Vec::new();
-            for (mut attempt, outcome) in attempts.into_iter().zip(outcomes) {
-                let Some(Detail::Verdict(verdict)) = &mut attempt.record.detail else { continue };
-                let mut target = None;
-                verdict.outcome = match outcome {
-                    Outcome::NotYet => {
-                        left.push(attempt);
-                        continue;
-                    }
-                    Outcome::Executed { target_origin, filename } => {
-                        verdict.target_filename = filename;
-                        target = target_origin;
-                        "executed"
-                    }
-                    Outcome::Failed => "failed",
-                    Outcome::Unknown => "unknown",
+            // Who stands next to one that waits is needed to place that one.
+            for (index, pair) in attempts.windows(2).enumerate().rev() {
+                let is_near = pair[1].time_boot_ns.saturating_sub(pair[0].time_boot_ns) <= 2 * TICK_NS;
+                if is_near && outcomes[index + 1].is_none() && !given_up(&pair[0]) {
+                    outcomes[index] = None;
                 }
-                .into();
-                out.push((key, attempt.record, target));
+            }
+            let mut left = Vec::new();
+            for ((mut attempt, outcome), standing) in attempts.into_iter().zip(outcomes).zip(standings) {
+                let Some(outcome) = outcome else {
+                    left.push(attempt);
+                    continue;
+                };
+                attempt.record.generation = standing.generation.unwrap_or(attempt.generation);
+                if matches!(outcome, Outcome::Executed { .. }) {
+                    processes.settled_before(key, attempt.record.generation + 1);
+                }
+                out.push((key, attempt.record, outcome));
             }
             if !left.is_empty() {
                 self.waiting.insert(key, left);
@@ -113,30 +127,22 @@ impl Attempts {
     }
 }
 
-fn outcome(
-    attempts: &[Attempt],
-    index: usize,
-    processes: &Processes,
-    key: ProcessKey,
-    (now_ns, hold_ns): (u64, u64),
-    ending: bool,
-) -> Outcome {
-    let attempt = &attempts[index];
-    let Some(process) = processes.get(key) else { return Outcome::Unknown };
-    let may_come = |ended_ns: u64| !ending && ended_ns + hold_ns + LATE_NS > now_ns;
-    let last = !attempts[index + 1..].iter().any(|later| later.generation == attempt.generation);
-    match (process.image_after(attempt.generation), process.exited_boot_ns) {
-        (Some(next), _) if may_come(next.since_boot_ns) => Outcome::NotYet,
-        (Some(next), _) if last => Outcome::Executed {
-            target_origin: next.exec_origin.as_ref().map(ToString::to_string),
-            filename: next.filename.to_string(),
+/// `None`: not known yet.
+fn outcome(standing: Standing, process: &Process, given_up: bool, may_come: impl Fn(u64) -> bool) -> Option<Outcome> {
+    let is_over = process.exited_boot_ns.is_some_and(|exited| !may_come(exited));
+    let open = (given_up || is_over).then_some(Outcome::Unknown);
+    let Some(generation) = standing.generation else { return open };
+    match (process.image_after(generation), process.exited_boot_ns) {
+        (Some(next), _) if may_come(next.since_boot_ns) => None,
+        (Some(next), _) => match standing.is_last {
+            Some(true) => Some(Outcome::Executed { target: next.exec_origin, filename: Arc::clone(&next.filename) }),
+            Some(false) => Some(Outcome::Failed),
+            None => open,
         },
-        (Some(_), _) => Outcome::Failed,
-        (None, Some(exited)) if may_come(exited) => Outcome::NotYet,
+        (None, Some(exited)) if may_come(exited) => None,
         // Its image may be one of those no longer remembered.
-        (None, Some(_)) if process.image().generation > attempt.generation => Outcome::Unknown,
-        (None, Some(_)) => Outcome::Failed,
-        (None, None) if ending || attempt.time_boot_ns + GIVE_UP_NS <= now_ns => Outcome::Unknown,
-        (None, None) => Outcome::NotYet,
+        (None, Some(_)) if process.image().generation > generation => Some(Outcome::Unknown),
+        (None, Some(_)) => Some(Outcome::Failed),
+        (None, None) => open,
     }
 }

@@ -1,16 +1,34 @@
 //! What happened to a process, decoded.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
+
+use super::comm::Comm;
 
 /// One fork, exec or exit.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Program, CPU and sequence, e.g. `e0.17`: unique for one start of the agent.
-    pub origin: Arc<str>,
+    pub origin: RecordOrigin,
     pub time_boot_ns: u64,
     /// Who did it: the forking, the new (exec) or the ending process.
     pub task: Task,
     pub kind: EventKind,
+}
+
+/// Where a record comes from, e.g. `e0.17`: unique for one start of the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordOrigin {
+    /// The program's letter.
+    pub stream: char,
+    pub cpu: u32,
+    pub sequence: u64,
+}
+
+// === impl RecordOrigin ===
+
+impl fmt::Display for RecordOrigin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}{}.{}", self.stream, self.cpu, self.sequence)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -43,7 +61,7 @@ pub enum EventKind {
 }
 
 /// A process at a moment. Zero stands for unknown where the kernel's layout is not known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Task {
     pub pid: u32,
     pub tid: u32,
@@ -53,7 +71,7 @@ pub struct Task {
     pub pid_namespace: u64,
     pub uid: u32,
     pub gid: u32,
-    pub comm: Arc<str>,
+    pub comm: Comm,
     pub root: KernelRoot,
 }
 

@@ -8,13 +8,26 @@
 //!   inherit it at fork, wherever they move.
 
 mod attempts;
+mod comm;
 mod entry;
 mod event;
+mod kept;
+mod listening;
 mod processes;
+mod reconcile;
+mod runtime;
 mod snapshot;
+mod standing;
+mod streams;
 
-pub use attempts::Attempts;
+pub use attempts::{Attempts, Outcome};
+pub use comm::Comm;
 pub use entry::Entry;
-pub use event::{Argv, Environment, Event, EventKind, KernelRoot, Task};
+pub use event::{Argv, Environment, Event, EventKind, KernelRoot, RecordOrigin, Task};
+pub use kept::{Keeping, Kept, Remembered};
+pub use listening::Listening;
 pub use processes::{Applied, Image, Origin, Process, ProcessKey, Processes, Root};
+pub use reconcile::Reconcile;
+pub use runtime::{Role, Runtime};
 pub use snapshot::read_proc;
+pub use streams::{Connection, ConnectionCount, Counted, Streams};

@@ -27,11 +27,16 @@ const CHECK: Duration = Duration::from_secs(10);
 const STALLED: Duration = Duration::from_secs(5);
 /// After a stall it must have gone round for so long before quiet mode is entered again.
 const STEADY: Duration = Duration::from_secs(60);
+/// So long after quiet mode was entered, a record made before may still come: kauditd can be that late.
+const UNDER_WAY: Duration = Duration::from_secs(10);
 
-/// The pipeline's sign of life: it exists as long as the hook is attached, and beats whenever the rings were drained.
+/// What the pipeline and quiet mode tell each other. It exists as long as the hook is attached.
 #[derive(Debug, Default)]
 pub struct Pulse {
+    /// The pipeline's sign of life: when the rings were drained.
     last_boot_ns: AtomicU64,
+    /// Since when the kernel makes no audit records of verdicts; 0: it makes them.
+    quiet_since_boot_ns: AtomicU64,
 }
 
 /// The thread that keeps quiet mode.
@@ -61,6 +66,12 @@ struct Loop {
 impl Pulse {
     pub fn beat(&self) {
         self.last_boot_ns.store(clock::boot_ns(), Ordering::Relaxed);
+    }
+
+    /// No audit record of a verdict comes any more: not even one that was under way when quiet mode was entered.
+    pub fn is_quiet(&self, now_boot_ns: u64) -> bool {
+        let since = self.quiet_since_boot_ns.load(Ordering::Relaxed);
+        since != 0 && now_boot_ns.saturating_sub(since) >= UNDER_WAY.as_nanos() as u64
     }
 
     fn is_fresh(&self, now_boot_ns: u64) -> bool {
@@ -128,7 +139,10 @@ impl Loop {
         };
         tracing::info!(guard = quiet.guard_pid(), detail = quiet.describe(), "quiet mode is entered");
         self.tell(capture::active(STATUS, &quiet.describe()));
+        self.tell_pipeline(clock::boot_ns());
         let reason = self.keep(&mut quiet, stop);
+        // First: from here on verdicts wait for their audit record again.
+        self.tell_pipeline(0);
         let again = matches!(reason, Some(QuietError::NotDraining));
         let made = quiet.made_the_rule();
         match quiet.leave() {
@@ -192,6 +206,12 @@ impl Loop {
         }
     }
 
+    fn tell_pipeline(&self, quiet_since_boot_ns: u64) {
+        if let Some(pulse) = self.pulse.upgrade() {
+            pulse.quiet_since_boot_ns.store(quiet_since_boot_ns, Ordering::Relaxed);
+        }
+    }
+
     fn tell(&self, status: HookStatus) {
         self.hooks.send_modify(|hooks| match hooks.iter_mut().find(|hook| hook.name == status.name) {
             Some(hook) => *hook = status,
@@ -213,7 +233,7 @@ mod tests {
 
     use tokio::sync::watch;
 
-    use super::{Hook, Loop, Pulse, QuietOptions, STALLED, STATUS};
+    use super::{Hook, Loop, Pulse, QuietOptions, STALLED, STATUS, UNDER_WAY};
     use crate::clock;
 
     fn keeper(pulse: &Arc<Pulse>) -> Loop {
@@ -232,6 +252,18 @@ mod tests {
         assert!(!pulse.is_fresh(clock::boot_ns() + STALLED.as_nanos() as u64));
         drop(pulse);
         assert_eq!(keeper.hook(), Hook::Lost);
+    }
+
+    #[test]
+    fn quiet_counts_only_when_no_record_can_be_under_way_any_more() {
+        let pulse = Arc::new(Pulse::default());
+        let keeper = keeper(&pulse);
+        assert!(!pulse.is_quiet(u64::MAX));
+        keeper.tell_pipeline(7);
+        let under_way = UNDER_WAY.as_nanos() as u64;
+        assert!(!pulse.is_quiet(6 + under_way) && pulse.is_quiet(7 + under_way));
+        keeper.tell_pipeline(0);
+        assert!(!pulse.is_quiet(u64::MAX));
     }
 
     #[test]

@@ -1,20 +1,22 @@
-//! Node records on their way out: named, then written or streamed.
+//! Node records on their way out: written or streamed.
 
-mod buffer;
+mod spool;
 mod stream;
 
 use std::{io::Write as _, sync::Arc};
 
+use prost::Message as _;
+use seclog_journal::LogError;
 use seclog_proto::v1::{HookStatus, NodeRecord};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
-pub use buffer::Buffer;
-pub use stream::{Identity, StreamConfig, Tls};
+pub use spool::{Cursor, Disagreement, Frame, Spool, SpoolConfig, WhenFull};
+pub use stream::{Identity, StreamConfig};
 
-use crate::{absence::Keeper, check, container::Names, memory::Storms, telemetry::Telemetry};
+use crate::{absence::Keeper, check, drive::Captured, memory::Storms, telemetry::Telemetry};
 
-/// What the pipeline hands over at once.
+/// What the pipeline handed over at once, as it goes out.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub records: Vec<NodeRecord>,
@@ -22,6 +24,21 @@ pub struct Batch {
     pub watermark_unix_ns: u64,
     /// Counters by name, now and then.
     pub counters: Option<Vec<(&'static str, u64)>>,
+}
+
+impl Batch {
+    /// Of what was encoded; 0: it says nothing.
+    fn watermark_of(encoded: &[u8]) -> u64 {
+        seclog_proto::v1::Batch::decode(encoded).map_or(0, |batch| batch.watermark_unix_ns)
+    }
+}
+
+impl From<Captured> for Batch {
+    fn from(captured: Captured) -> Self {
+        let Captured { origins, records, watermark_unix_ns, counters } = captured;
+        let records = records.into_iter().map(|record| record.to_node_record(&origins)).collect();
+        Self { records, watermark_unix_ns, counters }
+    }
 }
 
 /// Where records go.
@@ -46,12 +63,13 @@ pub enum UplinkError {
     Stdout(std::io::Error),
     #[error("{0}")]
     Configuration(String),
+    #[error("the spool cannot be opened: {0}; name another directory by --spool-dir")]
+    Spool(#[from] LogError),
 }
 
 /// Takes batches until the pipeline ends, then delivers what is left.
 pub async fn deliver(
     mut batches: mpsc::Receiver<Batch>,
-    mut names: Names,
     sink: Sink,
     identity: Identity,
     health: Health,
@@ -64,7 +82,6 @@ pub async fn deliver(
             let mut watermark = 0;
             while let Some(mut batch) = batches.recv().await {
                 records += batch.records.len();
-                name_containers(&mut names, &mut batch.records).await;
                 write_lines(&batch.records).map_err(UplinkError::Stdout)?;
                 watermark = batch.watermark_unix_ns.max(watermark);
                 keeper.note(watermark);
@@ -79,24 +96,29 @@ pub async fn deliver(
             Ok(())
         }
         Sink::Correlator(config) => {
-            let buffer = Arc::new(Buffer::new(config.buffer_bytes, identity.boot_id.clone()));
-            let stream = tokio::spawn(stream::run(*config, identity, health, Arc::clone(&buffer)));
-            while let Some(mut batch) = batches.recv().await {
+            let spool = Spool::open(config.spool.clone(), identity.boot_id.clone())?;
+            let HookStatus { name, active, reason } = spool.status();
+            if active {
+                tracing::info!(hook = name, detail = reason, "works");
+            } else {
+                tracing::warn!(hook = name, reason, "does not work here");
+            }
+            let stream = tokio::spawn(stream::run(*config, identity, health, Arc::clone(&spool)));
+            while let Some(batch) = batches.recv().await {
                 records += batch.records.len();
-                name_containers(&mut names, &mut batch.records).await;
                 if let Some(counters) = &batch.counters {
-                    telemetry.update([counters.as_slice(), &buffer.counters()].concat());
+                    telemetry.update([counters.as_slice(), &spool.counters()].concat());
                     storms.look(std::mem::take(&mut records));
                 }
-                buffer.push(batch);
-                keeper.note(buffer.acknowledged_unix_ns());
+                spool.push(batch);
+                keeper.note(spool.safe_unix_ns());
             }
-            buffer.close();
+            spool.close();
             let result = match stream.await {
                 Ok(result) => result,
                 Err(error) => Err(UplinkError::Configuration(format!("the uplink stopped: {error}"))),
             };
-            keeper.stopped(buffer.acknowledged_unix_ns());
+            keeper.stopped(spool.safe_unix_ns());
             result
         }
     }
@@ -121,22 +143,4 @@ fn write_lines(records: &[NodeRecord]) -> std::io::Result<()> {
     }
     stdout.write_all(&lines)?;
     stdout.flush()
-}
-
-/// Fills in the Kubernetes names of each record's container.
-pub async fn name_containers(names: &mut Names, records: &mut [NodeRecord]) {
-    for container in records.iter_mut().filter_map(|record| record.container.as_mut()) {
-        if container.id.is_empty() {
-            continue;
-        }
-        let known = names.get(&container.id).await;
-        container.names.clone_from(&known.how);
-        container.pod_name.clone_from(&known.pod_name);
-        container.pod_namespace.clone_from(&known.pod_namespace);
-        container.name.clone_from(&known.name);
-        container.image.clone_from(&known.image);
-        if !known.pod_uid.is_empty() {
-            container.pod_uid.clone_from(&known.pod_uid);
-        }
-    }
 }

@@ -10,7 +10,7 @@ mod socket;
 
 pub use gaps::SerialGaps;
 pub use record::{AuditRecord, AuditTime, ParseError, parse, stamp};
-pub use socket::{AuditReader, AuditSocketError, Datagram, start};
+pub use socket::{AuditReader, AuditSocketError, start};
 
 /// AUDIT_SECCOMP, include/uapi/linux/audit.h.
 pub const AUDIT_SECCOMP: u16 = 1326;

@@ -4,8 +4,12 @@
 //! come in double quotes, or as bare hexadecimal when they hold a quote, a space, a control character or a byte above
 //! 0x7e (audit_log_untrustedstring and audit_string_contains_control, kernel/audit.c); `(null)` stands for none.
 
+use std::{borrow::Cow, sync::Arc};
+
 use seclog_proto::text;
 use thiserror::Error;
+
+use crate::lineage::Comm;
 
 /// When the kernel made the record (coarse clock: up to one tick early), and its serial number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,11 +28,11 @@ pub struct AuditRecord {
     pub uid: u32,
     pub gid: u32,
     /// LSM context of the subject; empty without an LSM.
-    pub subj: String,
+    pub subj: Arc<str>,
     /// The thread group id, in spite of its name.
     pub pid: u32,
-    pub comm: String,
-    pub exe: String,
+    pub comm: Comm,
+    pub exe: Arc<str>,
     pub sig: i32,
     pub arch: u32,
     pub syscall: i64,
@@ -85,7 +89,7 @@ pub fn parse(payload: &[u8]) -> Result<AuditRecord, ParseError> {
         let number = |expected: &'static str, key: &'static str, radix: u32| {
             number(pair.value, radix).ok_or(ParseError::Value { at: pair.at, key, expected })
         };
-        let text_value = |key: &'static str| {
+        let bytes_value = |key: &'static str| {
             untrusted(pair.value).ok_or(ParseError::Value { at: pair.at, key, expected: "quoted text or hexadecimal" })
         };
         const ID: &str = "a 32-bit number";
@@ -141,15 +145,15 @@ pub fn parse(payload: &[u8]) -> Result<AuditRecord, ParseError> {
                 FIELD_SYSCALL
             }
             b"comm" => {
-                record.comm = text_value("comm")?;
+                record.comm = Comm::new(&bytes_value("comm")?);
                 FIELD_COMM
             }
             b"exe" => {
-                record.exe = text_value("exe")?;
+                record.exe = text::shared(&bytes_value("exe")?);
                 FIELD_EXE
             }
             b"subj" => {
-                record.subj = text::from_bytes(pair.value);
+                record.subj = text::shared(pair.value);
                 0
             }
             _ => 0,
@@ -254,12 +258,12 @@ fn small(value: u64, at: usize, key: &'static str) -> Result<u32, ParseError> {
 }
 
 /// `"quoted"`, bare hexadecimal, or `(null)`.
-fn untrusted(value: &[u8]) -> Option<String> {
+fn untrusted(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     if let Some(quoted) = value.strip_prefix(b"\"") {
-        return quoted.strip_suffix(b"\"").map(text::from_bytes);
+        return quoted.strip_suffix(b"\"").map(Cow::Borrowed);
     }
     if value == b"(null)" || value == b"?" {
-        return Some(String::new());
+        return Some(Cow::Borrowed(b""));
     }
     if value.is_empty() || !value.len().is_multiple_of(2) {
         return None;
@@ -271,7 +275,7 @@ fn untrusted(value: &[u8]) -> Option<String> {
             Some((high * 16 + low) as u8)
         })
         .collect();
-    bytes.map(|bytes| text::from_bytes(&bytes))
+    bytes.map(Cow::Owned)
 }
 
 #[cfg(test)]
@@ -290,7 +294,7 @@ mod tests {
             ses: u32::MAX,
             uid: 0,
             gid: 0,
-            subj: String::new(),
+            subj: Arc::default(),
             pid: 4237,
             comm: "runc:[2:INIT]".into(),
             exe: "/".into(),
@@ -310,23 +314,23 @@ mod tests {
             .replace("\"runc:[2:INIT]\"", "612062")
             .replace("exe=\"/\"", "exe=2F746D702F61202864656C6574656429 subj=system_u:system_r:container_t:s0:c1,c2");
         let record = parse(line.as_bytes()).unwrap();
-        assert_eq!(record.comm, "a b");
-        assert_eq!(record.exe, "/tmp/a (deleted)");
-        assert_eq!(record.subj, "system_u:system_r:container_t:s0:c1,c2");
+        assert_eq!(record.comm, "a b".into());
+        assert_eq!(&*record.exe, "/tmp/a (deleted)");
+        assert_eq!(&*record.subj, "system_u:system_r:container_t:s0:c1,c2");
     }
 
     #[test]
     fn a_name_that_looks_like_fields_stays_a_name() {
         let line = LINE.replace("\"runc:[2:INIT]\"", "\"x pid=1 uid=0\"");
         let record = parse(line.as_bytes()).unwrap();
-        assert_eq!((record.comm.as_str(), record.pid), ("x pid=1 uid=0", 4237));
+        assert_eq!((record.comm, record.pid), ("x pid=1 uid=0".into(), 4237));
     }
 
     #[test]
     fn syscall_minus_one_and_no_executable_are_values() {
         let line = LINE.replace("syscall=59", "syscall=-1").replace("exe=\"/\"", "exe=(null)");
         let record = parse(line.as_bytes()).unwrap();
-        assert_eq!((record.syscall, record.exe.as_str()), (-1, ""));
+        assert_eq!((record.syscall, &*record.exe), (-1, ""));
     }
 
     #[test]
@@ -376,7 +380,7 @@ mod tests {
                 .replace("\"runc:[2:INIT]\"", &kernel_form(&comm))
                 .replace("exe=\"/\"", &format!("exe={}", kernel_form(&exe)));
             let record = parse(line.as_bytes()).unwrap();
-            prop_assert_eq!(text::to_bytes(&record.comm), comm);
+            prop_assert_eq!(record.comm.as_bytes(), comm);
             prop_assert_eq!(text::to_bytes(&record.exe), exe);
         }
     }

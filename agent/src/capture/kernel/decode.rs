@@ -1,13 +1,12 @@
 //! Ring records to events. Bytes of the kernel's own making, but argv and paths in them are a process's.
 
 use seclog_abi::{
-    COMM_LEN, Cgroup, Exec, Exit, Fork, Header, Plain as _, Task as AbiTask, VARIABLE_MAX, Verdict, environment, kind,
-    root_state,
+    Cgroup, Exec, Exit, Fork, Header, Plain as _, Task as AbiTask, VARIABLE_MAX, Verdict, environment, kind, root_state,
 };
 use seclog_proto::text;
 use thiserror::Error;
 
-use crate::lineage::{Argv, Environment, Event, EventKind, KernelRoot, Task};
+use crate::lineage::{Argv, Comm, Environment, Event, EventKind, KernelRoot, RecordOrigin, Task};
 
 /// One record of either ring.
 #[derive(Debug)]
@@ -131,7 +130,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
 
 fn lineage(stream: char, header: Header, of: AbiTask, kind: EventKind) -> Record {
     Record::Lineage(Event {
-        origin: format!("{stream}{}.{}", header.cpu, header.sequence).into(),
+        origin: RecordOrigin { stream, cpu: header.cpu, sequence: header.sequence },
         time_boot_ns: header.time_boot_ns,
         task: task(of),
         kind,
@@ -151,7 +150,7 @@ pub(super) fn task(task: AbiTask) -> Task {
         pid_namespace: u64::from(pid_namespace),
         uid,
         gid,
-        comm: text::shared(before_nul(&comm[..COMM_LEN])),
+        comm: Comm::new(&comm),
         root: match root_state {
             root_state::NONE => KernelRoot::None,
             root_state::KNOWN => KernelRoot::Known { pid: root_pid, start_boottime_ns: root_start_boottime_ns },
@@ -201,7 +200,7 @@ mod tests {
     fn an_exec_record_gives_its_three_texts_and_its_origin() {
         let record = exec_record(b"/script", b"/bin/sh", b"sh\0/script\0\0a b\0", 16);
         let Ok(Record::Lineage(event)) = decode(&record) else { panic!("not lineage") };
-        assert_eq!(&*event.origin, "e3.7");
+        assert_eq!(event.origin.to_string(), "e3.7");
         let EventKind::Exec { filename, interpreter, argv, .. } = event.kind else { panic!("not an exec") };
         assert_eq!((&*filename, &*interpreter), ("/script", "/bin/sh"));
         assert_eq!(&*argv.arguments, ["sh", "/script", "", "a b"]);

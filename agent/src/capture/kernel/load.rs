@@ -14,17 +14,19 @@ use aya::{
     programs::{FEntry, KProbe, Program, ProgramFd, RawTracePoint},
 };
 use clap::ValueEnum;
-use seclog_abi::{Known, Settings, WANTED_MAX, Wanted, program, root_state};
+use seclog_abi::{ABSENT, Known, Offsets, Settings, WANTED_MAX, Wanted, program, root_state};
 use seclog_proto::v1::HookStatus;
 use thiserror::Error;
 
 use super::{
+    connections::KernelConnections,
     info, offsets,
     overflow::{self, OverflowMaps, VerdictOverflow},
     scope::Scope,
 };
 use crate::{
     capture::{active, inactive},
+    container::V1,
     lineage::{ProcessKey, Root},
     memory,
 };
@@ -49,12 +51,15 @@ pub enum VerdictHook {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub hook: VerdictHook,
-    pub ring_bytes: u32,
+    pub verdict_ring_bytes: u32,
+    pub lineage_ring_bytes: u32,
     /// Room in the kernel's own memory of processes that matter.
     pub kernel_processes: u32,
     /// Of the host, and of the runtime service.
     pub host_mount_namespaces: Vec<u64>,
     pub scope: Scope,
+    /// The v1 hierarchy that tells containers apart; `None`: the v2 hierarchy.
+    pub v1: Option<V1>,
     /// Names of environment variables looked for at session roots; at most [`WANTED_MAX`].
     pub wanted: Vec<String>,
 }
@@ -74,12 +79,17 @@ pub struct KernelCapture {
     /// Keeps programs and links alive.
     ebpf: Ebpf,
     pub lineage: RingBuf<MapData>,
-    pub verdicts: RingBuf<MapData>,
+    /// `None` where no hook sees verdicts: an unused ring takes its room twice.
+    pub verdicts: Option<RingBuf<MapData>>,
     counters: PerCpuArray<MapData, CountersValue>,
     processes: HashMap<MapData, u32, KnownValue>,
+    namespaces: HashMap<MapData, u32, u8>,
     ready: Array<MapData, u32>,
     overflow: OverflowMaps,
+    scope: Scope,
     hook: VerdictHook,
+    /// Whether the connection counter can find what it needs.
+    tells_sockets: bool,
     pub hooks: Vec<HookStatus>,
     /// Programs that were taken off: what the kernel counted of them counts on.
     taken_off: Vec<(&'static str, ProgramFd)>,
@@ -126,6 +136,9 @@ const LINEAGE: [(&str, u32); 5] = [
     ("cgroup_attach_task", program::CGROUP_ATTACH),
 ];
 
+/// Counts connections for streams.
+const CONNECTIONS: &str = "inet_sock_set_state";
+
 /// The two ways in of the verdict program; one of them is attached.
 const VERDICT: [&str; 2] = ["audit_seccomp_fentry", "audit_seccomp_kprobe"];
 
@@ -142,19 +155,24 @@ impl KernelCapture {
     /// alone does not is told in `hooks`.
     pub fn start(options: &Options) -> Result<Self, LoadError> {
         let value = SettingsValue(settings(options)?);
+        let Offsets { sock_port, sock_net, net_inum, .. } = value.0.offsets;
+        let tells_sockets = ![sock_port, sock_net, net_inum].contains(&ABSENT);
+        // aya would read the kernel's types for relocations; the object has none, its offsets are in SETTINGS.
         let mut ebpf = EbpfLoader::new()
+            .btf(None)
             .override_global("SETTINGS", &value, true)
-            .map_max_entries("LINEAGE", options.ring_bytes)
-            .map_max_entries("VERDICTS", options.ring_bytes)
+            .map_max_entries("LINEAGE", options.lineage_ring_bytes)
+            .map_max_entries("VERDICTS", options.verdict_ring_bytes)
             .map_max_entries("PROCESSES", options.kernel_processes)
             .load(OBJECT)
             .map_err(|error| LoadError::Load(with_causes(&error)))?;
         fill_scope(&mut ebpf, &options.scope)?;
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or(LoadError::Incomplete(name));
         let lineage = RingBuf::try_from(take("LINEAGE")?).map_err(load_error)?;
-        let verdicts = RingBuf::try_from(take("VERDICTS")?).map_err(load_error)?;
+        let verdicts = Some(RingBuf::try_from(take("VERDICTS")?).map_err(load_error)?);
         let counters = PerCpuArray::try_from(take("COUNTERS")?).map_err(load_error)?;
         let processes = HashMap::try_from(take("PROCESSES")?).map_err(load_error)?;
+        let namespaces = HashMap::try_from(take("NAMESPACES")?).map_err(load_error)?;
         let ready = Array::try_from(take("READY")?).map_err(load_error)?;
         let turn = Array::try_from(take("OVERFLOW_TURN")?).map_err(load_error)?;
         let mut counts = |name: &'static str| {
@@ -172,12 +190,45 @@ impl KernelCapture {
                 Err(reason) => inactive(&format!("lineage/{name}"), reason),
             })
             .collect();
-        let (hook, taken_off) = (options.hook, Vec::new());
-        Ok(Self { ebpf, lineage, verdicts, counters, processes, ready, overflow, hook, hooks, taken_off })
+        let (hook, taken_off, scope) = (options.hook, Vec::new(), options.scope.clone());
+        Ok(Self {
+            ebpf,
+            lineage,
+            verdicts,
+            counters,
+            processes,
+            namespaces,
+            ready,
+            overflow,
+            scope,
+            hook,
+            tells_sockets,
+            hooks,
+            taken_off,
+        })
     }
 
-    /// Tells the programs of the processes that were there before them, and hooks verdicts.
-    pub fn open<'a>(&mut self, rooted: impl Iterator<Item = (ProcessKey, &'a Root)>) {
+    /// A cgroup of this path was made anew (a service that is restarted gets its own again): its processes matter as
+    /// those of the one before did.
+    pub fn cgroup_made(&mut self, path: &str) {
+        if self.scope.unbounded.is_some() || !self.scope.pods.iter().chain(&self.scope.others).any(|own| own == path) {
+            return;
+        }
+        match fill_scope(&mut self.ebpf, &self.scope) {
+            Ok(()) => tracing::info!(cgroup = path, "was made anew: its processes are followed"),
+            Err(error) => {
+                tracing::warn!(cgroup = path, %error, "was made anew, and its processes may not be followed; restart the agent")
+            }
+        }
+    }
+
+    /// Tells the programs of the processes that were there before them and of the mount namespaces of containers, and hooks
+    /// verdicts.
+    pub fn open<'a>(
+        &mut self,
+        rooted: impl Iterator<Item = (ProcessKey, &'a Root)>,
+        namespaces: impl Iterator<Item = u64>,
+    ) {
         const KEEP_EXISTING: u64 = 1; // BPF_NOEXIST: what the programs learnt meanwhile is better
         let mut refused = 0u64;
         for (key, root) in rooted {
@@ -194,12 +245,47 @@ impl KernelCapture {
         if refused > 0 {
             tracing::debug!(refused, "processes that the kernel programs had learnt of already, or had no room for");
         }
+        for namespace in namespaces.filter_map(|namespace| u32::try_from(namespace).ok()) {
+            if let Err(error) = self.namespaces.insert(namespace, 1, 0) {
+                tracing::debug!(
+                    error = with_causes(&error),
+                    "who enters a container from outside of the scope may not be seen"
+                );
+            }
+        }
         if let Err(error) = self.ready.set(0, 1, 0) {
             tracing::warn!(error = with_causes(&error), "new session roots stay unknown to the kernel programs");
         }
         self.hooks.extend(attach_verdict_hook(&mut self.ebpf, self.hook));
+        if !self.sees_verdicts() {
+            self.verdicts = None;
+        }
         // The kernel's types were read for the last time.
         memory::give_back();
+    }
+
+    /// Counts connections for streams from now on.
+    pub fn count_connections(&mut self) -> Option<KernelConnections> {
+        let name = format!("streams/{CONNECTIONS}");
+        let (count, status) = match self.connections() {
+            Ok(count) => (Some(count), active(&name, &verified(&self.ebpf, CONNECTIONS, "raw tracepoint"))),
+            Err(reason) => (None, inactive(&name, reason)),
+        };
+        self.hooks.push(status);
+        count
+    }
+
+    fn connections(&mut self) -> Result<KernelConnections, String> {
+        if !self.tells_sockets {
+            return Err("this kernel's BTF does not tell where a socket keeps its port and network namespace".into());
+        }
+        let mut take = |name: &'static str| self.ebpf.take_map(name).ok_or(format!("map {name} is not in the object"));
+        let ports = Array::try_from(take("STREAM_PORTS")?).map_err(|error| with_causes(&error))?;
+        let connections = PerCpuArray::try_from(take("CONNECTIONS")?).map_err(|error| with_causes(&error))?;
+        attach_raw_tracepoint(&mut self.ebpf, CONNECTIONS)?;
+        let program = descriptor(&self.ebpf, CONNECTIONS).ok_or("not in the object")?;
+        let program = program.try_clone().map_err(|error| error.to_string())?;
+        Ok(KernelConnections::new(ports, connections, program))
     }
 
     /// Whether a hook on `audit_seccomp` is attached.
@@ -327,7 +413,7 @@ fn load_error(error: MapError) -> LoadError {
 
 fn settings(options: &Options) -> Result<Settings, LoadError> {
     let btf = btf_rs::Btf::from_file(BTF_PATH).map_err(|error| LoadError::Btf(error.to_string()))?;
-    let (offsets, missing) = offsets::find(&btf);
+    let (offsets, missing) = offsets::find(&btf, options.v1.as_ref().map(|v1| v1.controller));
     if !missing.is_empty() {
         tracing::warn!(?missing, "this kernel's BTF lacks fields; what they tell stays unknown");
     }
@@ -350,6 +436,7 @@ fn settings(options: &Options) -> Result<Settings, LoadError> {
         }),
         scope_count: if bounded { (scope.pods.len() + scope.others.len()) as u32 } else { 0 },
         pod_scope_count: if bounded { scope.pods.len() as u32 } else { 0 },
+        cgroup_hierarchy: options.v1.as_ref().map_or(0, |v1| v1.number),
         wanted,
     })
 }
@@ -362,8 +449,12 @@ fn fill_scope(ebpf: &mut Ebpf, scope: &Scope) -> Result<(), LoadError> {
     let mut map = CgroupArray::try_from(map).map_err(load_error)?;
     for (index, path) in scope.pods.iter().chain(&scope.others).enumerate() {
         let directory = scope.root.join(path.trim_start_matches('/'));
-        let cgroup = std::fs::File::open(&directory)
-            .map_err(|error| LoadError::Load(format!("{}: {error}", directory.display())))?;
+        let cgroup = match std::fs::File::open(&directory) {
+            Ok(cgroup) => cgroup,
+            // Between two lives of its service.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(LoadError::Load(format!("{}: {error}", directory.display()))),
+        };
         map.set(index as u32, cgroup.as_fd().as_raw_fd(), 0).map_err(load_error)?;
     }
     Ok(())
@@ -371,11 +462,7 @@ fn fill_scope(ebpf: &mut Ebpf, scope: &Scope) -> Result<(), LoadError> {
 
 /// Puts the second half of the exec program where the first half jumps to.
 fn set_tail(ebpf: &mut Ebpf) -> Result<(), String> {
-    let program: &mut RawTracePoint = ebpf
-        .program_mut("exec_environment")
-        .ok_or("not in the object")?
-        .try_into()
-        .map_err(|error| with_causes(&error))?;
+    let program = raw_tracepoint(ebpf, "exec_environment")?;
     program.load().map_err(|error| with_causes(&error))?;
     let descriptor =
         program.fd().and_then(|fd| fd.try_clone().map_err(Into::into)).map_err(|error| with_causes(&error))?;
@@ -384,9 +471,12 @@ fn set_tail(ebpf: &mut Ebpf) -> Result<(), String> {
     tails.set(0, &descriptor, 0).map_err(|error| with_causes(&error))
 }
 
+fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint, String> {
+    ebpf.program_mut(name).ok_or("not in the object")?.try_into().map_err(|error| with_causes(&error))
+}
+
 fn attach_raw_tracepoint(ebpf: &mut Ebpf, name: &'static str) -> Result<(), String> {
-    let program = ebpf.program_mut(name).ok_or("not in the object")?;
-    let program: &mut RawTracePoint = program.try_into().map_err(|error| with_causes(&error))?;
+    let program = raw_tracepoint(ebpf, name)?;
     program.load().map_err(|error| with_causes(&error))?;
     program.attach(name).map_err(|error| with_causes(&error))?;
     Ok(())
@@ -445,7 +535,7 @@ fn attach_kprobe(ebpf: &mut Ebpf) -> Result<(), String> {
 }
 
 /// An error with what caused it, on one line: the verifier's log can be long, its last lines tell.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -1,5 +1,6 @@
 //! The kernel programs: loaded, attached by trying, read through two rings.
 
+mod connections;
 mod decode;
 mod info;
 mod load;
@@ -7,7 +8,8 @@ mod offsets;
 mod overflow;
 mod scope;
 
+pub use connections::KernelConnections;
 pub use decode::{DecodeError, KernelVerdict, Record, decode};
 pub use load::{KernelCapture, LoadError, Options, ProgramCounters, VerdictHook};
 pub use overflow::VerdictOverflow;
-pub use scope::Scope;
+pub use scope::{Scope, service_pid};

@@ -6,8 +6,9 @@
 use btf_rs::{Btf, Struct, Type};
 use seclog_abi::{ABSENT, Offsets};
 
-/// Looks every field up. The names of those that were not found come beside.
-pub(super) fn find(btf: &Btf) -> (Offsets, Vec<&'static str>) {
+/// Looks every field up. The names of those that were not found come beside. `controller`: the v1 controller whose hierarchy
+/// tells containers apart.
+pub(super) fn find(btf: &Btf, controller: Option<&str>) -> (Offsets, Vec<&'static str>) {
     let mut missing = Vec::new();
     let mut field = |names: &[(&str, &str)], what: &'static str| {
         let found = names.iter().find_map(|(of, path)| offset(btf, of, path));
@@ -16,6 +17,7 @@ pub(super) fn find(btf: &Btf) -> (Offsets, Vec<&'static str>) {
             ABSENT
         })
     };
+    let subsystems = controller.map(|_| field(&[("css_set", "subsys")], "css_set.subsys"));
     let mut offsets = Offsets {
         task_pid: field(&[("task_struct", "pid")], "task_struct.pid"),
         task_tgid: field(&[("task_struct", "tgid")], "task_struct.tgid"),
@@ -48,6 +50,12 @@ pub(super) fn find(btf: &Btf) -> (Offsets, Vec<&'static str>) {
         kernfs_node_id: field(&[("kernfs_node", "id")], "kernfs_node.id"),
         cgroup_root: field(&[("cgroup", "root")], "cgroup.root"),
         cgroup_root_hierarchy_id: field(&[("cgroup_root", "hierarchy_id")], "cgroup_root.hierarchy_id"),
+        task_cgroups: field(&[("task_struct", "cgroups")], "task_struct.cgroups"),
+        css_set_subsystem: ABSENT,
+        css_cgroup: field(&[("cgroup_subsys_state", "cgroup")], "cgroup_subsys_state.cgroup"),
+        sock_port: field(&[("sock", "__sk_common.skc_num")], "sock.__sk_common.skc_num"),
+        sock_net: field(&[("sock", "__sk_common.skc_net.net")], "sock.__sk_common.skc_net.net"),
+        net_inum: field(&[("net", "ns.inum")], "net.ns.inum"),
         ..Offsets::NONE
     };
     // x86: in_ia32_syscall() reads TS_COMPAT (2) of thread_info.status; arm64: TIF_32BIT (bit 22) of thread_info.flags.
@@ -60,7 +68,27 @@ pub(super) fn find(btf: &Btf) -> (Offsets, Vec<&'static str>) {
         offsets.task_compat_word = field(&[("task_struct", word)], "task_struct.thread_info");
         offsets.task_compat_mask = mask;
     }
+    if let (Some(controller), Some(subsystems)) = (controller, subsystems) {
+        match enumerator(btf, "cgroup_subsys_id", &format!("{controller}_cgrp_id")) {
+            Some(index) if subsystems != ABSENT => {
+                offsets.css_set_subsystem = subsystems + index * size_of::<u64>() as u32;
+            }
+            _ => missing.push("cgroup_subsys_id"),
+        }
+    }
     (offsets, missing)
+}
+
+fn enumerator(btf: &Btf, of: &str, name: &str) -> Option<u32> {
+    let types = btf.resolve_types_by_name(of).ok()?;
+    types.into_iter().find_map(|found| match found {
+        Type::Enum(found) => found
+            .members
+            .iter()
+            .find(|member| btf.resolve_name(*member).is_ok_and(|own| own == name))
+            .map(btf_rs::EnumMember::val),
+        _ => None,
+    })
 }
 
 fn structure(btf: &Btf, name: &str) -> Option<Struct> {

@@ -2,7 +2,6 @@
 //! configuration names. Everything they start matters as well.
 
 use std::{
-    fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
 };
@@ -10,7 +9,9 @@ use std::{
 use nix::sys::socket::{getsockopt, sockopt};
 use seclog_abi::SCOPE_MAX;
 
-/// Cgroups of the v2 hierarchy, by path below its root; those that hold pods first.
+use crate::container::{Hierarchy, V1};
+
+/// Cgroups of the hierarchy that tells containers apart, by path below its root; those that hold pods first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     pub root: PathBuf,
@@ -19,7 +20,7 @@ pub struct Scope {
     /// Why everything matters, when it does.
     pub unbounded: Option<String>,
     /// The process that serves the CRI socket.
-    pub service_pid: Option<i32>,
+    pub service_pid: Option<u32>,
 }
 
 // === impl Scope ===
@@ -27,10 +28,11 @@ pub struct Scope {
 impl Scope {
     /// Finds what there is. Without pods' cgroups or the runtime's, everything matters: better too much than a session
     /// missed.
-    pub fn find(root: Option<&Path>, cri_socket: Option<&Path>, configured: &[String]) -> Self {
-        let Some(root) = root else {
-            return Self { unbounded: Some("there is no cgroup v2 hierarchy".into()), ..Self::default() };
+    pub fn find(hierarchy: Option<&Hierarchy>, service_pid: Option<u32>, configured: &[String]) -> Self {
+        let Some(hierarchy) = hierarchy else {
+            return Self { unbounded: Some("there is no cgroup hierarchy".into()), ..Self::default() };
         };
+        let root = hierarchy.root.as_path();
         let is_there = |path: &str| root.join(path.trim_start_matches('/')).is_dir();
         let pods: Vec<String> =
             ["/kubepods.slice", "/kubepods"].into_iter().filter(|path| is_there(path)).map(Into::into).collect();
@@ -38,14 +40,14 @@ impl Scope {
         if scope.pods.is_empty() {
             scope.unbounded = Some("kubelet has made no kubepods cgroup yet".into());
         }
-        scope.service_pid = cri_socket.and_then(service_pid);
-        match cri_socket.map(|_| scope.service_pid.and_then(cgroup_of)) {
+        scope.service_pid = service_pid;
+        match service_pid.map(|pid| hierarchy.path_of(pid)) {
             Some(Some(path)) if path == "/" => {
                 scope.unbounded = Some("the container runtime runs in the root cgroup".into());
             }
             Some(Some(path)) => scope.others.push(path),
-            Some(None) => scope.unbounded = Some("the process behind the CRI socket is not known".into()),
-            None => scope.unbounded = Some("there is no CRI socket to find the runtime service by".into()),
+            Some(None) => scope.unbounded = Some("the cgroup of the container runtime is not known".into()),
+            None => scope.unbounded = Some("no process was found that serves the CRI".into()),
         }
         for path in configured {
             if is_there(path) {
@@ -56,6 +58,11 @@ impl Scope {
         }
         if scope.pods.len() + scope.others.len() > SCOPE_MAX {
             scope.unbounded = Some(format!("more than {SCOPE_MAX} cgroups are to be watched"));
+        }
+        if let Some(V1 { controller, .. }) = &hierarchy.v1 {
+            // bpf_current_task_under_cgroup() knows no others.
+            scope.unbounded =
+                Some(format!("containers are in the v1 hierarchy of {controller}, and the kernel filters by v2 alone"));
         }
         scope
     }
@@ -70,20 +77,16 @@ impl Scope {
 }
 
 /// The process that serves a unix socket.
-fn service_pid(socket: &Path) -> Option<i32> {
+pub fn service_pid(socket: &Path) -> Option<u32> {
     let stream = UnixStream::connect(socket).ok()?;
     // 0: it is in a pid namespace that we do not see.
-    getsockopt(&stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()).filter(|pid| *pid != 0)
-}
-
-fn cgroup_of(pid: i32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+    u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Scope;
+    use super::{Hierarchy, Scope};
 
     #[test]
     fn a_cgroup_is_in_scope_with_all_below_it_and_no_namesake() {
@@ -103,7 +106,8 @@ mod tests {
     #[test]
     fn without_pods_cgroups_everything_matters_and_says_why() {
         let empty = tempfile::tempdir().unwrap();
-        let scope = Scope::find(Some(empty.path()), None, &[]);
+        let hierarchy = Hierarchy { root: empty.path().into(), v1: None };
+        let scope = Scope::find(Some(&hierarchy), None, &[]);
         assert!(scope.unbounded.is_some() && scope.contains("/anything"));
     }
 }
