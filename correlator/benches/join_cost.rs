@@ -12,6 +12,10 @@ use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{Container, NodeRecord, ProcessExit, ProcessStart, SessionRoot, Verdict};
 use serde_json::json;
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
 const BEGIN: u64 = 1_767_225_600 * SECOND;
@@ -190,13 +194,19 @@ fn main() {
         ("one pod, 2 execs/s, same command, open for 60 s", execs(2_000, 2, 1, true, 60 * SECOND, 25)),
         ("one pod, 50 execs/s for 40 s, open for 30 s", execs(2_000, 50, 1, false, 30 * SECOND, 25)),
     ];
-    for (name, execs) in &scenes {
+    // `-- same` runs the scenes whose names have it.
+    let wanted = std::env::args().skip(1).find(|word| !word.starts_with("--"));
+    let is_wanted = |name: &str| wanted.as_ref().is_none_or(|wanted| name.contains(wanted.as_str()));
+    for (name, execs) in scenes.iter().filter(|(name, _)| is_wanted(name)) {
         let (spent, records, events, revisions) = run(execs, true, true);
         println!(
             "{name:<58} {records:>9} {events:>8} {revisions:>9} {:>8.2} {:>10}",
             spent as f64 / 1e9,
             spent / records.max(1)
         );
+    }
+    if wanted.is_some() {
+        return;
     }
     let busy = execs(50_000, 100, 1000, false, 4 * SECOND, 1);
     let (spent, _, events, _) = run(&busy, true, false);

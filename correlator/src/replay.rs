@@ -1,11 +1,17 @@
-//! `replay`: the same join over recorded files, with the same result every time.
+//! `replay`: the same join over recorded files, or over a journal, with the same result every time.
 
-use crate::audit::{self, FeedCounters};
+use crate::audit::{Feed, FeedCounters};
 use crate::join::finding::Finding;
 use crate::join::session::{Session, State};
 use crate::join::{Config, Counters, Input, Join, Route};
+use crate::journal::{Account, ExportError, FeedTotals};
 use crate::outlet::{Format, Outlet, OutletError};
+use crate::rejoin::{RejoinError, rejoin};
+use crate::spo;
+use crate::store::{Cursor, Limits, Store, StoreError};
+use crate::timestamp::Timestamp;
 use clap::Args;
+use seclog_masking::{Rules, RulesError};
 use seclog_proto::v1::NodeRecord;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -22,17 +28,35 @@ pub struct ReplayArgs {
     /// Name of the cluster that the records are of.
     #[arg(long)]
     pub cluster: String,
+    /// Mask secrets in what was asked for, by the rules that the agents have (--mask): `default`, or a file.
+    #[arg(long, value_name = "default|FILE")]
+    pub mask: Option<String>,
     /// Audit events or EventLists, one JSON value a line; - for standard input. Repeatable.
     #[arg(long, value_name = "FILE")]
     pub audit: Vec<PathBuf>,
     /// Node records, one JSON object a line, as FILE or NODE=FILE; - for standard input. Repeatable.
     #[arg(long, value_name = "[NODE=]FILE")]
     pub node_records: Vec<String>,
+    /// Output of SPO's JSON enricher, one JSON object a line; - for standard input. Repeatable.
+    #[arg(long, value_name = "FILE")]
+    pub spo: Vec<PathBuf>,
+    /// The journal of a correlator (serve's --journal) in place of such files: every revision, as serve told it. May be that of
+    /// a correlator that runs. An entry says who read it.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["audit", "node_records", "spo", "store"])]
+    pub journal: Option<PathBuf>,
+    #[command(flatten)]
+    pub account: Account,
+    /// For a journal: as it was with serve, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 45)]
+    pub audit_lateness: u64,
     #[arg(long, value_enum, default_value = "json")]
     pub format: Format,
     /// Where to write the sessions; - for standard output.
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub output: PathBuf,
+    /// Make a store of them in this directory, for `sessions`, `show` and `findings`.
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +65,14 @@ pub enum ReplayError {
     Read { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Outlet(#[from] OutletError),
+    #[error(transparent)]
+    Masking(#[from] RulesError),
+    #[error("cannot make the store: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Rejoin(#[from] RejoinError),
 }
 
 /// What a replay found.
@@ -57,7 +89,18 @@ pub struct Replay {
 
 /// Reads, joins, writes. True: all input was good.
 pub fn replay(args: &ReplayArgs) -> Result<bool, ReplayError> {
-    let mut reader = Reader::new(&args.cluster);
+    let masking = args.mask.as_deref().map(Rules::load).transpose()?.map(Arc::new);
+    if let Some(dir) = &args.journal {
+        let audit_lateness_ns = args.audit_lateness.saturating_mul(1_000_000_000);
+        let join = Join::new(Config { masking, audit_lateness_ns, ..Config::new(&args.cluster) });
+        let outlet = Outlet::open(&args.output, args.format)?;
+        args.account.give(dir, "replay: the sessions of all entries".to_owned())?;
+        let FeedTotals { entries, missing, unreadable } = rejoin(dir, join, outlet)?;
+        tracing::info!(entries, missing, unreadable, "replay is done");
+        return Ok(missing == 0 && unreadable == 0);
+    }
+    let mut reader = Reader::with_config(Config { masking, ..Config::new(&args.cluster) });
+    reader.store = args.store.as_deref().map(|dir| new_store(dir, &args.cluster)).transpose()?;
     for path in &args.audit {
         reader.audit_file(path)?;
     }
@@ -65,7 +108,14 @@ pub fn replay(args: &ReplayArgs) -> Result<bool, ReplayError> {
         let (node, path) = node_and_file(argument);
         reader.node_file(node, Path::new(path))?;
     }
+    for path in &args.spo {
+        reader.spo_file(path)?;
+    }
+    let store = reader.store.take();
     let replay = reader.finish();
+    if let Some(store) = store {
+        fill(store, &replay)?;
+    }
     let mut outlet = Outlet::open(&args.output, args.format)?;
     outlet.write(&replay.sessions)?;
     outlet.write_findings(&replay.findings)?;
@@ -83,6 +133,24 @@ pub fn replay(args: &ReplayArgs) -> Result<bool, ReplayError> {
     Ok(replay.malformed == 0)
 }
 
+/// Never that of a `serve`: its cursor is in another journal's numbers.
+fn new_store(dir: &Path, cluster: &str) -> Result<Store, StoreError> {
+    let store = Store::open(dir, cluster, Limits::NONE)?;
+    if store.cursor() != Cursor::default() {
+        return Err(StoreError::OfServe(dir.to_owned()));
+    }
+    Ok(store)
+}
+
+fn fill(mut store: Store, replay: &Replay) -> Result<(), StoreError> {
+    // Recordings have no present; the last thing that was found is as good.
+    let times = replay.sessions.iter().map(|session| session.start);
+    let Timestamp(now) = times.chain(replay.findings.iter().map(|finding| finding.time)).max().unwrap_or_default();
+    store.told(&replay.sessions, now)?;
+    store.found(&replay.findings, now)?;
+    store.commit(Cursor::default(), now)
+}
+
 /// A file of that very name is meant before a node and a file.
 fn node_and_file(argument: &str) -> (&str, &str) {
     match argument.split_once('=') {
@@ -95,13 +163,18 @@ fn node_and_file(argument: &str) -> (&str, &str) {
 #[derive(Debug)]
 pub struct Reader {
     join: Join,
-    audit: FeedCounters,
+    audit: Feed,
     malformed: u64,
+    store: Option<Store>,
 }
 
 impl Reader {
     pub fn new(cluster: &str) -> Self {
-        Self { join: Join::new(Config::new(cluster)), audit: FeedCounters::default(), malformed: 0 }
+        Self::with_config(Config::new(cluster))
+    }
+
+    fn with_config(config: Config) -> Self {
+        Self { join: Join::new(config), audit: Feed::default(), malformed: 0, store: None }
     }
 
     pub fn audit_file(&mut self, path: &Path) -> Result<(), ReplayError> {
@@ -112,29 +185,45 @@ impl Reader {
     }
 
     fn audit_line(&mut self, path: &Path, number: u64, offset: u64, line: &[u8]) {
-        let items = match audit::items(line) {
-            Ok(items) => items,
-            Err(error) => return self.skip(path, number, offset, &error.to_string()),
-        };
-        for item in items.iter() {
-            match self.audit.read(item.json, Route::File) {
-                Ok(inputs) => inputs.into_iter().for_each(|input| drop(self.join.apply(input))),
-                Err(error) => self.skip(path, number, offset + item.offset as u64, &error.to_string()),
-            }
+        let batch = self.audit.lines(line);
+        for event in batch.events {
+            event.inputs(Route::File).for_each(|input| drop(self.join.apply(input)));
+        }
+        for malformed in batch.malformed {
+            self.skip(path, number, offset + malformed.offset as u64, &malformed.why.to_string());
         }
     }
 
     /// `node` may be empty: not known whose records these are.
     pub fn node_file(&mut self, node: &str, path: &Path) -> Result<(), ReplayError> {
         let node: Arc<str> = node.into();
+        let mut stored = Ok(());
         lines(path, |number, offset, line| {
             let read = line.map_err(str::to_owned).and_then(|line| {
                 serde_json::from_slice::<NodeRecord>(line).map_err(|error| format!("not a node record: {error}"))
             });
             match read {
-                Ok(record) => drop(self.join.apply(Input::Node { node: Arc::clone(&node), record })),
+                Ok(record) => {
+                    if let (Some(store), Ok(())) = (&mut self.store, &stored) {
+                        stored = store.record(&node, &record, 0, 0);
+                    }
+                    drop(self.join.apply(Input::Node { node: Arc::clone(&node), record }));
+                }
                 Err(why) => self.skip(path, number, offset, &why),
             }
+        })?;
+        Ok(stored?)
+    }
+
+    /// Lines of SPO's JSON enricher. What it says of itself between them is left out.
+    pub fn spo_file(&mut self, path: &Path) -> Result<(), ReplayError> {
+        lines(path, |number, offset, line| match line {
+            Ok(line) if !spo::is_record(line) => {}
+            Ok(line) => match spo::read(line) {
+                Ok(line) => drop(self.join.apply(Input::Spo(Box::new(line)))),
+                Err(why) => self.skip(path, number, offset, &why.to_string()),
+            },
+            Err(why) => self.skip(path, number, offset, why),
         })
     }
 
@@ -159,7 +248,7 @@ impl Reader {
         let mut findings = self.join.take_findings();
         findings.sort_by_key(|finding| (finding.time, finding.id));
         findings.dedup_by_key(|finding| finding.id);
-        Replay { sessions, findings, audit: self.audit, join: self.join.counters(), malformed: self.malformed }
+        Replay { sessions, findings, audit: self.audit.counters, join: self.join.counters(), malformed: self.malformed }
     }
 }
 

@@ -4,12 +4,14 @@
 
 mod support;
 
-use seclog_correlator::intake::agents::{Agents, AgentsError, Transport};
-use seclog_correlator::intake::{Inputs, queue};
+use seclog_correlator::intake::Budget;
+use seclog_correlator::intake::agents::{Agents, AgentsError};
 use seclog_correlator::join::Input;
+use seclog_correlator::listen::{Door, Limits};
 use seclog_proto::v1::{Ack, CorrelatorMessage, NodeRecord};
 use std::net::SocketAddr;
 use support::client::{Agent, channel, hello, plaintext};
+use support::journal::{Inputs, journal};
 use support::pki::{Authority, Leaf};
 use tokio::sync::watch;
 use tonic::Code;
@@ -26,18 +28,22 @@ struct Intake {
 
 async fn intake() -> Intake {
     let authority = Authority::new();
-    let transport = Transport::Tls(authority.server_files());
-    let (addr, inputs, stop) = serve(transport).await;
+    let door = Door::mutual("agents", authority.tls(), Limits::default(), &Budget::new(64 << 20));
+    let (addr, inputs, stop) = serve(door).await;
     Intake { authority, addr, inputs, stop }
 }
 
-async fn serve(transport: Transport) -> (SocketAddr, Inputs, watch::Sender<bool>) {
-    let (queue, inputs) = queue();
+async fn serve(door: Door) -> (SocketAddr, Inputs, watch::Sender<bool>) {
+    let (journal, inputs) = journal();
     let (stop, stopped) = watch::channel(false);
-    let agents = Agents::bind("127.0.0.1:0".parse().unwrap(), "guest", transport, queue, stopped).await.unwrap();
+    let agents = Agents::bind("127.0.0.1:0".parse().unwrap(), "guest", door, journal, stopped).await.unwrap();
     let addr = agents.addr;
     tokio::spawn(agents.serve());
     (addr, inputs, stop)
+}
+
+fn plaintext_door() -> Door {
+    Door::plaintext("agents", Limits::default(), &Budget::new(64 << 20))
 }
 
 impl Intake {
@@ -52,7 +58,7 @@ impl Intake {
     /// Ids of the records that came so far, in their order.
     fn taken(&mut self) -> Vec<String> {
         let mut taken = Vec::new();
-        while let Ok(batch) = self.inputs.try_recv() {
+        while let Some(batch) = self.inputs.try_recv() {
             taken.extend(batch.into_iter().filter_map(|input| match input {
                 Input::Node { node, record } => {
                     assert_eq!(&*node, "node-1");
@@ -182,7 +188,7 @@ async fn garbage_ends_its_own_stream_only() {
     let mut grpc = Grpc::new(intake.node("node-1").await);
     grpc.ready().await.unwrap();
     // On the wire a number where hello should be.
-    let garbage = tokio_stream::iter([Ack { sequence: 5 }]);
+    let garbage = tokio_stream::iter([Ack { sequence: 5, digest: Vec::new() }]);
     let codec = ProstCodec::<Ack, CorrelatorMessage>::default();
     let path = "/seclog.v1.NodeStream/Connect".parse().unwrap();
     let answer = grpc.streaming(tonic::Request::new(garbage), path, codec).await;
@@ -208,7 +214,7 @@ async fn streams_end_when_the_correlator_stops() {
 
 #[tokio::test]
 async fn plain_text_takes_the_hellos_word_but_not_its_cluster() {
-    let (addr, mut inputs, _stop) = serve(Transport::Plaintext).await;
+    let (addr, mut inputs, _stop) = serve(plaintext_door()).await;
     let mut agent = Agent::connect(plaintext(addr).await, hello("guest", "node-9", 1, 0)).await.unwrap();
     agent.welcome().await.unwrap();
     agent.batch(5, records(5..=5), 0).await;
@@ -222,8 +228,8 @@ async fn plain_text_takes_the_hellos_word_but_not_its_cluster() {
 
 #[tokio::test]
 async fn plain_text_is_for_loopback_only() {
-    let (queue, _inputs) = queue();
+    let (journal, _inputs) = journal();
     let (_stop, stopped) = watch::channel(false);
-    let bound = Agents::bind("0.0.0.0:0".parse().unwrap(), "guest", Transport::Plaintext, queue, stopped).await;
+    let bound = Agents::bind("0.0.0.0:0".parse().unwrap(), "guest", plaintext_door(), journal, stopped).await;
     assert!(matches!(bound, Err(AgentsError::PlaintextBeyondLoopback(_))));
 }

@@ -6,7 +6,7 @@ mod support;
 
 use seclog_correlator::join::finding::{Code, Finding};
 use seclog_correlator::join::session::Session;
-use seclog_correlator::join::{Config, Input, Join, Route};
+use seclog_correlator::join::{Config, Input, Join, Route, Source};
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{CgroupMove, NodeRecord, VerdictCount};
 use serde_json::Value;
@@ -53,6 +53,82 @@ fn verdict_of(tree: &Tree, id: &str, start: &Input) -> Input {
         }
         other => other,
     }
+}
+
+fn lease(node: &str, at: u64) -> Vec<Input> {
+    let time = seclog_proto::rfc3339::format(at);
+    let event = serde_json::json!({
+        "kind": "Event", "auditID": format!("{node} {at}"), "verb": "update", "responseStatus": {"code": 200},
+        "user": {"username": format!("system:node:{node}")},
+        "objectRef": {"apiGroup": "coordination.k8s.io", "resource": "leases", "namespace": "kube-node-lease", "name": node},
+        "requestReceivedTimestamp": time, "stageTimestamp": time,
+    });
+    let text = format!("{event}\n");
+    let batch = seclog_correlator::audit::Feed::default().lines(text.as_bytes());
+    batch.events.into_iter().flat_map(|event| event.inputs(Route::File)).collect()
+}
+
+/// Minutes of two nodes that renew their leases; agents speak for `with_agent`.
+fn minutes(join: &mut Join, minutes: std::ops::Range<u64>, with_agent: &[&str]) {
+    for minute in minutes {
+        let now = BASE + minute * 60 * SECOND;
+        join.apply(Input::Now(now));
+        for node in ["node-1", "node-2"] {
+            lease(node, now).into_iter().for_each(|input| drop(join.apply(input)));
+        }
+        for node in with_agent {
+            join.apply(Input::Watermark { source: Source::Node((*node).into()), until: now });
+        }
+    }
+}
+
+#[test]
+fn a_node_that_lives_without_an_agent_is_a_finding_where_others_have_one() {
+    let mut join = Join::new(Config::new("guest"));
+    minutes(&mut join, 0..10, &["node-1"]);
+    assert_eq!(without_agent(&mut join), [], "an agent may take its time to start");
+    minutes(&mut join, 10..13, &["node-1"]);
+    let found = without_agent(&mut join);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].text.starts_with("node node-2 lives"), "{}", found[0].text);
+    assert_eq!(found[0].records, ["lease/node-2"]);
+    minutes(&mut join, 13..20, &["node-1"]);
+    assert_eq!(without_agent(&mut join), [], "once");
+
+    // A request into a pod of that node says why nothing is known.
+    let bound = serde_json::json!({
+        "verb": "patch", "user": {"username": "system:node:node-2"}, "responseStatus": {"code": 200},
+        "objectRef": {"resource": "pods", "subresource": "status", "namespace": "shop", "name": "web"},
+        "responseObject": {"kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "uid": "uid-web"}},
+    });
+    support::scene::audit(bound).into_iter().for_each(|input| drop(join.apply(input)));
+    let request = ask("alice", &["sh"], BASE + 20 * 60 * SECOND).stages();
+    request.into_iter().for_each(|input| drop(join.apply(input)));
+    let sessions = join.finish();
+    let why = &sessions[0].reasons;
+    assert!(why.iter().any(|why| why == "no agent speaks for node node-2, which lives and runs the pod"), "{why:?}");
+
+    let mut none = Join::new(Config::new("guest"));
+    minutes(&mut none, 0..20, &[]);
+    assert_eq!(without_agent(&mut none), [], "where no agent is wanted none is missing");
+}
+
+fn without_agent(join: &mut Join) -> Vec<Finding> {
+    join.take_findings().into_iter().filter(|finding| finding.code == Code::NodeWithoutAgent).collect()
+}
+
+#[test]
+fn of_a_silent_agent_it_is_told_whether_its_node_lives() {
+    let silent = |renewed: u64| {
+        let mut join = Join::new(Config::new("guest"));
+        minutes(&mut join, 0..1, &["node-1"]);
+        minutes(&mut join, 1..renewed, &[]);
+        join.apply(Input::Now(BASE + 10 * 60 * SECOND));
+        let found = join.take_findings();
+        found.into_iter().rfind(|finding| finding.code == Code::NodeSilent).unwrap().text
+    };
+    assert!(silent(1).ends_with("the node does not renew its lease either"), "{}", silent(1));
+    assert!(silent(10).ends_with("its agent is stopped or cut off"), "{}", silent(10));
 }
 
 #[test]
@@ -193,10 +269,12 @@ fn every_default_in_the_document_is_the_codes() {
         ("debug_start_within_ns", config.debug_start_within_ns),
         ("settle_ns", config.settle_ns),
         ("revise_after_ns", config.revise_after_ns),
+        ("revise_at_least_every_ns", config.revise_at_least_every_ns),
         ("node_patience_ns", config.node_patience_ns),
         ("node_silent_ns", config.node_silent_ns),
         ("audit_silent_ns", config.audit_silent_ns),
         ("audit_lateness_ns", config.audit_lateness_ns),
+        ("audit_retries_ns", config.audit_retries_ns),
         ("horizon_ns", config.horizon_ns),
         ("longest_ns", config.longest_ns),
     ] {

@@ -6,6 +6,7 @@
 
 mod support;
 
+use seclog_correlator::journal::Account;
 use seclog_correlator::outlet::Format;
 use seclog_correlator::replay::{ReplayArgs, replay};
 use std::path::{Path, PathBuf};
@@ -20,11 +21,17 @@ fn check(format: Format, golden: &str) {
     let output = directory.path().join("out");
     let records = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/derived/node-records.jsonl");
     let args = ReplayArgs {
+        mask: None,
+        store: None,
         cluster: "guest".to_owned(),
         audit: vec![fixture("kas-audit.log")],
         node_records: vec![format!("node-1={}", records.display())],
+        spo: Vec::new(),
         format,
         output: output.clone(),
+        journal: None,
+        account: Account::default(),
+        audit_lateness: 45,
     };
     assert!(replay(&args).unwrap());
     let found = std::fs::read_to_string(&output).unwrap();

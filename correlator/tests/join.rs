@@ -161,20 +161,68 @@ fn stages_that_differ_are_a_finding() {
     assert!(sessions[0].findings[0].text.contains("differ"), "{:?}", sessions[0].findings);
 }
 
+/// alice runs it through nodes/proxy.
+fn kubelet_run(command: &str) -> Vec<Input> {
+    support::scene::audit(serde_json::json!({
+        "auditID": "a", "stage": "ResponseComplete", "verb": "create", "user": {"username": "alice"},
+        "requestURI": format!("/api/v1/nodes/node-1/proxy/run/shop/web/app?cmd={command}"),
+        "objectRef": {"resource": "nodes", "subresource": "proxy", "name": "node-1"}, "responseStatus": {"code": 200},
+        "requestReceivedTimestamp": "2026-01-01T00:00:00Z", "stageTimestamp": "2026-01-01T00:00:01Z",
+    }))
+}
+
 #[test]
 fn a_run_with_a_probes_command_is_not_told_apart_from_the_probe() {
     let mut inputs = pod_status("node-1", &["/bin/probe"]);
-    inputs.extend(support::scene::audit(serde_json::json!({
-        "auditID": "a", "stage": "ResponseComplete", "verb": "create", "user": {"username": "alice"},
-        "requestURI": "/api/v1/nodes/node-1/proxy/run/shop/web/app?cmd=/bin/probe",
-        "objectRef": {"resource": "nodes", "subresource": "proxy", "name": "node-1"}, "responseStatus": {"code": 200},
-        "requestReceivedTimestamp": "2026-01-01T00:00:00Z", "stageTimestamp": "2026-01-01T00:00:01Z",
-    })));
+    inputs.extend(kubelet_run("/bin/probe"));
     inputs.extend(tree(100, &["/bin/probe"], BASE + 200 * MS).entry("exec_sync").inputs());
     let sessions = joined(inputs);
     assert_eq!(evidence(&sessions), [Evidence::Ambiguous, Evidence::Ambiguous]);
     assert_eq!(sessions[0].kind, Kind::NodeProxy);
     assert!(sessions[0].reasons[0].contains("probe"), "{:?}", sessions[0].reasons);
+}
+
+#[test]
+fn a_command_that_recurs_as_probes_do_is_told_once_where_no_record_shows_the_pods_spec() {
+    let run = |number: u64, argv: &[&str]| {
+        tree(100 * (number as u32 + 1), argv, BASE + number * 10 * SECOND).entry("exec_sync").inputs()
+    };
+    let scene = || (0..5).flat_map(|number| run(number, &["/bin/check"])).chain(run(9, &["id"])).collect::<Vec<_>>();
+    let sessions = joined(scene());
+    let told: Vec<_> = sessions.iter().filter(|session| session.kind == Kind::NodeEntry).collect();
+    assert_eq!(told.len(), 2, "the first of each command: {sessions:#?}");
+    let codes = told.iter().flat_map(|session| &session.findings).map(|note| note.code.as_str());
+    assert_eq!(codes.collect::<Vec<_>>(), ["unexplained-sync-exec"; 2]);
+    assert!(told[0].reasons[0].contains("no audit record showed the pod's spec"), "{:?}", told[0].reasons);
+
+    // Whatever comes first: the earliest is told.
+    let backwards = joined(scene().into_iter().rev());
+    let told_then: Vec<_> = backwards.iter().filter(|session| session.kind == Kind::NodeEntry).collect();
+    assert_eq!(
+        told_then.iter().map(|session| session.id).collect::<Vec<_>>(),
+        told.iter().map(|session| session.id).collect::<Vec<_>>()
+    );
+
+    // With the spec it is known what is a probe, and what recurs without being one is told each time.
+    let known = joined(pod_status("node-1", &["/bin/other"]).into_iter().chain(scene()));
+    assert_eq!(known.iter().filter(|session| session.kind == Kind::NodeEntry).count(), 6);
+    assert!(known.iter().flat_map(|session| &session.findings).all(|note| note.code.as_str() == "entry-without-audit"));
+}
+
+#[test]
+fn a_run_through_the_kubelet_of_a_command_that_recurs_is_not_told_apart_from_a_probe() {
+    let scene = |others: &[u32]| {
+        let mut inputs = kubelet_run("/bin/check");
+        inputs.extend(tree(100, &["/bin/check"], BASE + 200 * MS).entry("exec_sync").inputs());
+        for pid in others {
+            inputs.extend(tree(*pid, &["/bin/check"], BASE + 60 * SECOND).entry("exec_sync").inputs());
+        }
+        joined(inputs)
+    };
+    assert_eq!(evidence(&scene(&[])), [Evidence::Unique]);
+    let sessions: Vec<Session> = scene(&[200]).into_iter().filter(|session| session.kind != Kind::Probe).collect();
+    assert_eq!(evidence(&sessions), [Evidence::Ambiguous, Evidence::Ambiguous]);
+    assert!(sessions[0].reasons[0].contains("recurs"), "{:?}", sessions[0].reasons);
 }
 
 #[test]

@@ -4,13 +4,15 @@
 
 mod support;
 
-use seclog_correlator::intake::agents::{Agents, Transport};
-use seclog_correlator::intake::queue;
+use seclog_correlator::intake::Budget;
+use seclog_correlator::intake::agents::Agents;
 use seclog_correlator::join::session::Session;
 use seclog_correlator::join::{Config, Input, Join};
+use seclog_correlator::listen::{Door, Limits};
 use seclog_proto::v1::agent_message::Message;
 use seclog_proto::v1::{AgentMessage, CheckFinding, CheckStatus, Heartbeat, NamespaceLogging};
 use support::client::{Agent, hello, plaintext};
+use support::journal::journal;
 use support::scene::{BASE, Kept, MS, SECOND, ask, tree};
 use tokio::sync::watch;
 
@@ -31,10 +33,10 @@ fn status(at: u64, code: Option<&str>) -> CheckStatus {
 
 #[tokio::test]
 async fn a_check_comes_with_a_heartbeat_under_the_nodes_own_name() {
-    let (queue, mut inputs) = queue();
+    let (journal, mut inputs) = journal();
     let (_stop, stopped) = watch::channel(false);
-    let agents =
-        Agents::bind("127.0.0.1:0".parse().unwrap(), "guest", Transport::Plaintext, queue, stopped).await.unwrap();
+    let door = Door::plaintext("agents", Limits::default(), &Budget::new(64 << 20));
+    let agents = Agents::bind("127.0.0.1:0".parse().unwrap(), "guest", door, journal, stopped).await.unwrap();
     let addr = agents.addr;
     tokio::spawn(agents.serve());
     let mut agent = Agent::connect(plaintext(addr).await, hello("guest", "node-1", 7, 1)).await.unwrap();

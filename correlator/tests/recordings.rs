@@ -5,7 +5,7 @@
 mod support;
 
 use proptest::prelude::*;
-use seclog_correlator::audit::{self, FeedCounters};
+use seclog_correlator::audit::{Feed, Kept};
 use seclog_correlator::join::session::{Evidence, Kind, Outcome, Session, State};
 use seclog_correlator::join::{Input, Route};
 use seclog_correlator::outlet::table;
@@ -449,18 +449,32 @@ fn both_routes_together_tell_each_session_once() {
 
 #[test]
 fn every_recorded_event_is_read() {
-    let mut counters = FeedCounters::default();
+    let mut feed = Feed::default();
     for file in ["kas-audit.log", "kas-audit-bulk.log", "webhook-eventlists.jsonl"] {
-        for (number, line) in read(file).lines().enumerate() {
-            let items = audit::items(line.as_bytes()).unwrap_or_else(|error| panic!("{file}:{}: {error}", number + 1));
-            assert!(!items.is_empty(), "{file}:{}", number + 1);
-            for item in items.iter() {
-                counters.read(item.json, Route::File).unwrap_or_else(|error| panic!("{file}:{}: {error}", number + 1));
-            }
-        }
+        let text = read(file);
+        let batch = feed.lines(text.as_bytes());
+        assert!(batch.malformed.is_empty(), "{file}: {:?}", batch.malformed);
+        assert!(batch.total >= text.lines().count() as u64, "{file}");
     }
+    let counters = &feed.counters;
     assert_eq!((counters.malformed, counters.access), (0, 124));
-    assert_eq!(counters.irrelevant["update leases"], 2 * 63 + bulk("update", "leases"));
+    let leases = 2 * 63 + bulk("update", "leases");
+    let sampled = counters.kept[&Kept::NodeLease];
+    assert_eq!(counters.irrelevant.of("update leases") + sampled, leases);
+    assert!(sampled > 0);
+    let kept: u64 = counters.kept.values().sum();
+    assert_eq!(counters.irrelevant_total() + kept, counters.events);
+}
+
+#[test]
+fn the_webhooks_events_are_the_logs_events_to_the_digest() {
+    let digests = |file: &str| {
+        let batch = Feed::default().lines(read(file).as_bytes());
+        batch.events.iter().map(|event| format!("{:?}", event.fingerprint)).collect::<std::collections::BTreeSet<_>>()
+    };
+    let log = digests("kas-audit.log");
+    assert!(log.len() > 60);
+    assert_eq!(log, digests("webhook-eventlists.jsonl"));
 }
 
 fn events_of_access() -> &'static [Vec<u8>] {
@@ -487,13 +501,8 @@ proptest! {
             line.truncate(length.index(line.len()));
         }
         let mut reader = Reader::new("guest");
-        if let Ok(items) = audit::items(&line) {
-            let mut counters = FeedCounters::default();
-            for item in items.iter() {
-                for input in counters.read(item.json, Route::Webhook).unwrap_or_default() {
-                    reader.apply(input);
-                }
-            }
+        for event in Feed::default().lines(&line).events {
+            event.inputs(Route::Webhook).for_each(|input| reader.apply(input));
         }
         for session in reader.finish().sessions {
             table::render(&session);
@@ -535,4 +544,31 @@ fn place(session: &Session) -> String {
     let place = &session.place;
     let pod = format!("{}/{}", place.namespace, place.pod);
     place.container.as_ref().map_or(pod.clone(), |container| format!("{pod}/{container}"))
+}
+
+#[test]
+fn sessions_name_credentials_addresses_and_what_webhooks_did() {
+    let sessions = replayed("kas-audit.log").sessions;
+    let at = |start: &str| sessions.iter().find(|session| session.start.to_string().contains(start)).unwrap();
+    let user = at("22:30:11.01").user.as_ref().unwrap();
+    let certificate = "X509SHA256=e68a07bc4fa6edb96df8144d75aeda0855261e0eeadf618c9f1bb53e3f51fe83";
+    assert_eq!(user.credential.as_ref().unwrap().id, [certificate], "{user:?}");
+    assert_eq!((user.impersonated.as_deref(), &user.impersonated_credential), (Some("carol@example.com"), &None));
+    let plain = at("22:30:04.19");
+    assert_eq!(plain.user.as_ref().unwrap().credential, None, "a token of a static file says nothing more");
+    let request = plain.request.as_ref().unwrap();
+    assert_eq!((request.source_ip.as_deref(), request.claimed_source_ips.len()), (Some("127.0.0.1"), 0));
+    assert!(request.webhooks.is_empty(), "none is on yet");
+
+    let marked = at("22:31:24.11").request.as_ref().unwrap();
+    assert_eq!(marked.webhooks.len(), 1);
+    assert_eq!((marked.webhooks[0].webhook.as_str(), marked.webhooks[0].mutated), ("execmetadata.spo.io", true));
+
+    let passed_over = at("22:31:40").request.as_ref().unwrap();
+    assert_eq!(passed_over.webhooks[0].failed_open.as_deref(), Some("mutating"));
+
+    let debug = sessions.iter().find(|s| s.kind == Kind::DebugContainer && s.evidence == Evidence::Exact).unwrap();
+    let webhook = &debug.request.as_ref().unwrap().webhooks[0];
+    assert_eq!(webhook.patch, ["add /spec/ephemeralContainers/1/env"]);
+    assert_eq!(webhook.configuration, "spo-mutating-webhook-configuration");
 }

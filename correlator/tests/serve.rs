@@ -5,67 +5,11 @@
 mod support;
 
 use seclog_correlator::join::session::Session;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
 use support::client::{Agent, channel, hello, plaintext, request};
 use support::pki::Authority;
-use support::scene::Kept;
+use support::program::{Running, is_session, kept, program, replay};
 use support::{fixture, read, trace};
-
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_seclog-correlator"));
-    command.env_remove("SECLOG_LOG");
-    command
-}
-
-/// A running `serve`, stopped by [`Running::stop`].
-struct Running {
-    child: Child,
-    log: BufReader<std::process::ChildStderr>,
-}
-
-impl Running {
-    fn start(args: &[&str]) -> Self {
-        let mut child =
-            program().args(["serve", "--cluster", "guest"]).args(args).stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        Self { child, log }
-    }
-
-    /// The address in the log line that has these words.
-    fn address(&mut self, words: &str) -> SocketAddr {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "no line says {words:?}");
-            if line.contains(words) {
-                return line.trim().rsplit_once("addr=").unwrap().1.parse().unwrap();
-            }
-        }
-    }
-
-    fn stop(mut self) -> i32 {
-        let signalled = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
-        assert!(signalled.success());
-        let mut rest = String::new();
-        std::io::Read::read_to_string(&mut self.log, &mut rest).unwrap();
-        self.child.wait().unwrap().code().unwrap_or_else(|| panic!("killed: {rest}"))
-    }
-}
-
-/// Findings have lines of their own.
-fn is_session(line: &&str) -> bool {
-    !line.contains(r#""kind":"finding""#)
-}
-
-fn kept(path: &Path) -> Vec<Session> {
-    let mut kept = Kept::default();
-    for line in std::fs::read_to_string(path).unwrap().lines().filter(is_session) {
-        kept.take(vec![serde_json::from_str(line).unwrap()]);
-    }
-    kept.sessions()
-}
 
 /// The same, whatever stream told of it.
 fn without_attesters(mut sessions: Vec<Session>) -> Vec<Session> {
@@ -84,10 +28,6 @@ fn node_records(dir: &Path) -> PathBuf {
     path
 }
 
-fn replay(args: &[&str]) -> Output {
-    program().args(["replay", "--cluster", "guest"]).args(args).output().unwrap()
-}
-
 fn replayed(dir: &Path) -> Vec<Session> {
     let node = format!("node-1={}", node_records(dir).display());
     let output = replay(&["--audit", fixture("kas-audit.log").to_str().unwrap(), "--node-records", &node]);
@@ -104,7 +44,7 @@ async fn serve_tells_what_replay_tells() {
     let files = authority.server_files();
     let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
     let (cert, key, ca) = (path(&files.cert), path(&files.key), path(&files.client_ca));
-    let mut serve = Running::start(&[
+    let serve = Running::start(&[
         "--agents-listen=127.0.0.1:0",
         "--audit-webhook-listen=127.0.0.1:0",
         &format!("--tls-cert={cert}"),
@@ -145,7 +85,7 @@ async fn a_session_is_written_while_the_program_runs() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("audit.log");
     let output = dir.path().join("sessions.jsonl");
-    let mut serve = Running::start(&[
+    let serve = Running::start(&[
         "--agents-listen=127.0.0.1:0",
         "--plaintext",
         &format!("--audit-log={}", log.display()),
@@ -207,12 +147,15 @@ fn malformed_lines_are_named_counted_and_make_exit_status_1() {
 
 #[test]
 fn what_cannot_run_is_exit_status_2_with_a_reason() {
+    let journal = tempfile::tempdir().unwrap();
+    let journal = format!("--journal={}", journal.path().display());
     for (args, words) in [
         (&["serve"][..], "--cluster"),
-        (&["serve", "--cluster=g"], "nothing to take in"),
-        (&["serve", "--cluster=g", "--agents-listen=127.0.0.1:0"], "--plaintext"),
-        (&["serve", "--cluster=g", "--agents-listen=0.0.0.0:0", "--plaintext"], "loopback"),
-        (&["serve", "--cluster=g", "--audit-webhook-listen=127.0.0.1:0"], "--tls-cert"),
+        (&["serve", "--cluster=g", "--audit-log=x"], "--journal"),
+        (&["serve", "--cluster=g", &journal], "nothing to take in"),
+        (&["serve", "--cluster=g", &journal, "--agents-listen=127.0.0.1:0"], "--plaintext"),
+        (&["serve", "--cluster=g", &journal, "--agents-listen=0.0.0.0:0", "--plaintext"], "loopback"),
+        (&["serve", "--cluster=g", &journal, "--audit-webhook-listen=127.0.0.1:0"], "--tls-cert"),
         (&["serve", "--cluster=g", "--tls-cert=x"], "--tls-key"),
         (&["replay", "--cluster=g", "--audit=/no/such/file"], "/no/such/file"),
         (&["unknown"], "unrecognized"),

@@ -1,7 +1,8 @@
 //! Remote access in audit records: which requests let somebody into a container or onto a node, and what they asked.
 
 use super::pod::{self, Container, Metadata, Object};
-use super::{AuditError, Event, SPO_UID, Uri, proxy};
+use super::webhooks::{self, WebhookNote};
+use super::{AuditError, Credential, Digest, Event, SPO_UID, Uri, proxy};
 use seclog_proto::rfc3339;
 
 /// One stage of one request for remote access.
@@ -15,13 +16,17 @@ pub struct AccessEvent {
     pub code: Option<i64>,
     pub user: User,
     pub access: Access,
-    /// In the order of the record: only the last is what the API server itself saw.
-    pub source_ips: Vec<String>,
+    /// The address that the API server itself saw, and those that came in headers.
+    pub source_ip: Option<String>,
+    pub claimed_source_ips: Vec<String>,
     pub user_agent: String,
     /// The identifier that SPO's admission webhook injected, as the API server recorded it.
     pub spo_uid: Option<String>,
-    /// Names of mutating webhooks that failed and were passed over.
-    pub failed_open: Vec<String>,
+    pub webhooks: Vec<WebhookNote>,
+    /// Of the event in its canonical form.
+    pub digest: Digest,
+    /// It came so late that it cannot be told from a repetition.
+    pub late: bool,
 }
 
 /// What the stages of one request share, and no other request. The audit id alone does not do: clients choose it.
@@ -46,10 +51,14 @@ pub enum Stage {
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct User {
     pub username: String,
+    pub uid: String,
     pub groups: Vec<String>,
+    pub credential: Credential,
     /// Whom the user acted as.
     pub impersonated: Option<String>,
     pub impersonated_groups: Vec<String>,
+    /// What the user said this one's credential were.
+    pub impersonated_credential: Credential,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,12 +118,7 @@ pub(super) fn access_event(event: &Event) -> Result<Option<AccessEvent>, AuditEr
         .iter()
         .find(|(key, value)| !value.is_empty() && key.rsplit('/').next() == Some(SPO_UID))
         .map(|(_, value)| value.clone());
-    let failed_open = event
-        .annotations
-        .iter()
-        .filter(|(key, _)| key.starts_with("failed-open.mutation.webhook.admission.k8s.io/"))
-        .map(|(_, webhook)| webhook.clone())
-        .collect();
+    let (claimed_source_ips, source_ip) = event.addresses();
     Ok(Some(AccessEvent {
         identity: Identity {
             received,
@@ -129,15 +133,21 @@ pub(super) fn access_event(event: &Event) -> Result<Option<AccessEvent>, AuditEr
         code: event.code(),
         user: User {
             username: event.user.username.clone(),
+            uid: event.user.uid.clone(),
             groups: event.user.groups.clone(),
+            credential: Credential::of(&event.user),
             impersonated: impersonated.map(|user| user.username.clone()),
             impersonated_groups: impersonated.map(|user| user.groups.clone()).unwrap_or_default(),
+            impersonated_credential: impersonated.map(Credential::of).unwrap_or_default(),
         },
         access,
-        source_ips: event.source_ips.clone(),
+        source_ip: source_ip.map(str::to_owned),
+        claimed_source_ips: claimed_source_ips.to_vec(),
         user_agent: event.user_agent.clone(),
         spo_uid,
-        failed_open,
+        webhooks: webhooks::notes(event),
+        digest: Digest::default(),
+        late: false,
     }))
 }
 
@@ -267,7 +277,7 @@ fn time(field: &'static str, text: &str) -> Result<u64, AuditError> {
 #[cfg(test)]
 mod tests {
     use super::{AccessKind, is_rsh};
-    use crate::audit::{AuditError, read};
+    use crate::audit::{AuditError, Credential, read};
 
     const TIMES: &str =
         r#""requestReceivedTimestamp":"2026-11-23T22:30:04.1Z","stageTimestamp":"2026-11-23T22:30:04.2Z""#;
@@ -289,6 +299,35 @@ mod tests {
         assert_eq!(access.access.container, None);
         assert_eq!((access.user.username.as_str(), access.user.impersonated.as_deref()), ("root", Some("carol")));
         assert_eq!(access.spo_uid.as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn who_asked_with_which_credential_and_from_where_is_read_whole() {
+        let (_, reading) = read(&format!(
+            r#"{{"auditID":"a","stage":"ResponseStarted","verb":"create","requestURI":"/api/v1/namespaces/n/pods/p/exec?command=sh",
+                "user":{{"username":"system:serviceaccount:ci:runner","uid":"u-1","groups":["g"],"extra":{{
+                    "scopes.authorization.openshift.io":["user:info","role:view:ci"],
+                    "authentication.kubernetes.io/credential-id":["JTI=7"],"authentication.kubernetes.io/node-name":["node-3"],
+                    "authentication.kubernetes.io/node-uid":["n-3"],"authentication.kubernetes.io/pod-name":["runner-x"],
+                    "authentication.kubernetes.io/pod-uid":["p-9"],"example.com/other":null}}}},
+                "impersonatedUser":{{"username":"carol","extra":{{"scopes.authorization.openshift.io":["user:full"]}}}},
+                "sourceIPs":["198.51.100.1","203.0.113.24","10.128.0.2"],
+                "objectRef":{{"resource":"pods","subresource":"exec","namespace":"n","name":"p"}},{TIMES}}}"#
+        ))
+        .unwrap();
+        let access = reading.access.unwrap();
+        let credential = Credential {
+            scopes: vec!["user:info".into(), "role:view:ci".into()],
+            id: vec!["JTI=7".into()],
+            pod_name: "runner-x".into(),
+            pod_uid: "p-9".into(),
+            node_name: "node-3".into(),
+            node_uid: "n-3".into(),
+        };
+        assert_eq!((access.user.uid.as_str(), &access.user.credential), ("u-1", &credential));
+        assert_eq!(access.user.impersonated_credential.scopes, ["user:full"]);
+        assert_eq!(access.source_ip.as_deref(), Some("10.128.0.2"), "what the API server saw");
+        assert_eq!(access.claimed_source_ips, ["198.51.100.1", "203.0.113.24"], "what headers said");
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct UserInfo {
     pub uid: String,
     #[serde(deserialize_with = "nullable")]
     pub groups: Vec<String>,
+    /// What the authenticator knows besides, by key.
+    #[serde(deserialize_with = "nullable")]
+    pub extra: BTreeMap<String, Option<Vec<String>>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -60,6 +63,8 @@ pub struct ObjectRef {
     pub namespace: String,
     #[serde(deserialize_with = "nullable")]
     pub name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub uid: String,
     #[serde(deserialize_with = "nullable")]
     pub api_group: String,
     #[serde(deserialize_with = "nullable")]
@@ -79,6 +84,15 @@ impl Event {
             Some(object) if object.subresource.is_empty() => object.resource.clone(),
             Some(object) => format!("{}/{}", object.resource, object.subresource),
             None => String::new(),
+        }
+    }
+
+    /// The addresses of the client: what it or its proxies said in headers, and the one that the API server saw, which is the
+    /// last ("all but the last IP can be arbitrarily set by the client": audit/v1 types.go).
+    pub fn addresses(&self) -> (&[String], Option<&str>) {
+        match self.source_ips.split_last() {
+            Some((observed, claimed)) => (claimed, Some(observed)),
+            None => (&[], None),
         }
     }
 

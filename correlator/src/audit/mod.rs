@@ -1,25 +1,39 @@
 //! Audit records of the kube-apiserver: from the bytes of a request body or a log line to what the join wants to know.
 //!
-//! [`items`] finds the events, [`Event`] is one of them, [`Reading`] is what it means: remote access ([`AccessEvent`]),
-//! knowledge about a pod ([`PodFact`]), or neither. No bytes make any of this panic.
+//! [`Filter`] lets go what cannot matter without parsing it; [`Head::kept`] is the one place that says what does. [`Feed`]
+//! reads the rest: [`Event`] is one of them, [`Reading`] is what it means: remote access ([`AccessEvent`]), knowledge about
+//! a pod ([`PodFact`]), a change of what the monitoring rests on, or none; [`Fingerprint`] tells it from others. No bytes
+//! make any of this panic.
 
 mod access;
+mod canonical;
+mod credential;
 mod event;
 mod feed;
+mod filter;
 mod items;
+mod kind;
+mod lease;
 mod monitoring;
 mod pod;
 mod proxy;
 mod uri;
+mod webhooks;
 
 pub use access::{Access, AccessEvent, AccessKind, Identity, NewContainer, Stage, User, is_rsh};
+pub use canonical::{Digest, Fingerprint};
+pub use credential::Credential;
 pub use event::{Event, ObjectRef, UserInfo};
-pub use feed::FeedCounters;
+pub use feed::{Batch, Feed, FeedCounters, KeptEvent, Malformed};
+pub use filter::{Decision, Filter, Found, Kinds, Place};
 pub use items::{Item, Items, items};
+pub use kind::{Head, Kept, Target};
+pub use lease::NodeLease;
 pub use monitoring::MonitoringChange;
 pub(crate) use monitoring::OWN_NAMESPACE;
 pub use pod::{PodFact, ProbeCommand};
 pub use uri::Uri;
+pub use webhooks::{FailedOpen, WebhookNote};
 
 /// The variable with which SPO's webhook marks an exec, and the key under which it annotates the audit event.
 pub const SPO_UID: &str = "SPO_EXEC_REQUEST_UID";
@@ -42,11 +56,12 @@ pub struct Reading {
     pub access: Option<Box<AccessEvent>>,
     pub pods: Vec<PodFact>,
     pub change: Option<Box<MonitoringChange>>,
+    pub lease: Option<NodeLease>,
 }
 
 impl Reading {
     pub fn is_irrelevant(&self) -> bool {
-        self.access.is_none() && self.pods.is_empty() && self.change.is_none()
+        self.access.is_none() && self.pods.is_empty() && self.change.is_none() && self.lease.is_none()
     }
 }
 
@@ -63,5 +78,6 @@ pub fn interpret(event: &Event) -> Result<Reading, AuditError> {
         access: access::access_event(event)?.map(Box::new),
         pods: pod::facts(event),
         change: monitoring::change(event).map(Box::new),
+        lease: lease::lease(event),
     })
 }

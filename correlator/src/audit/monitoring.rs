@@ -1,6 +1,6 @@
 //! Changes to what the monitoring itself rests on, as the API server saw them.
 
-use super::Event;
+use super::{Event, Kept};
 use seclog_proto::rfc3339;
 
 /// The namespace of seclog's own objects (deploy/guest).
@@ -18,28 +18,11 @@ pub struct MonitoringChange {
 }
 
 pub(super) fn change(event: &Event) -> Option<MonitoringChange> {
-    let object = event.object_ref.as_ref()?;
-    let changes = matches!(event.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
     let done = event.stage == "ResponseComplete" && event.code().is_some_and(|code| code < 400);
-    // Status is what controllers and kubelets report all the time; leases and events change by themselves.
-    if !changes || !done || !object.subresource.is_empty() {
+    if event.head().kept() != Some(Kept::Monitoring) || !done {
         return None;
     }
-    let rests_on_it = matches!(
-        object.resource.as_str(),
-        "mutatingwebhookconfigurations"
-            | "validatingwebhookconfigurations"
-            | "mutatingadmissionpolicies"
-            | "seccompprofiles"
-            | "profilebindings"
-            | "securityprofilesoperatordaemons"
-    );
-    let own = object.namespace == OWN_NAMESPACE || object.name.starts_with("seclog-");
-    let by_itself = matches!(object.resource.as_str(), "events" | "leases" | "endpoints" | "endpointslices")
-        || event.user.username.starts_with("system:node:");
-    if !rests_on_it && (!own || by_itself) {
-        return None;
-    }
+    let object = event.object_ref.as_ref()?;
     Some(MonitoringChange {
         time: rfc3339::parse(&event.stage_timestamp)?,
         user: event.user.username.clone(),

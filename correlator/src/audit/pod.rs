@@ -1,26 +1,28 @@
 //! What audit records tell about pods: uid, node, and the commands that the kubelet runs in them by itself.
 
-use super::Event;
 use super::event::nullable;
+use super::{Event, ObjectRef};
 use seclog_proto::text;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 /// Knowledge about one pod from one event. Facts only add up: the order of their arrival does not matter.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFact {
     pub namespace: String,
     pub pod: String,
     pub uid: String,
     /// The node that reported the pod's status as its own (user `system:node:<name>`): only the node that the API
-    /// server's node authorizer lets.
+    /// server's node authorizer lets. Or the one that it was bound to.
     pub node: Option<String>,
+    /// The record shows the pod's containers: `commands` are all that there are.
+    pub has_spec: bool,
     pub commands: Vec<ProbeCommand>,
 }
 
 /// An exec probe's or lifecycle hook's command.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProbeCommand {
     pub container: String,
     pub argv: Vec<String>,
@@ -143,6 +145,9 @@ pub(super) fn facts(event: &Event) -> Vec<PodFact> {
     let Some(reference) = event.object_ref.as_ref().filter(|reference| reference.resource == "pods") else {
         return Vec::new();
     };
+    if reference.subresource == "binding" {
+        return binding(event, reference).into_iter().collect();
+    }
     // Only what the API server answered is how things are: a request's body may still be refused or changed.
     let Some(body) = object(event.response_object.as_deref()) else { return Vec::new() };
     let node = match reference.subresource.as_str() {
@@ -157,8 +162,41 @@ pub(super) fn facts(event: &Event) -> Vec<PodFact> {
     objects.into_iter().filter(|pod| !pod.metadata.uid.is_empty()).map(|pod| fact(pod, node.clone())).collect()
 }
 
+/// Which node is to run a pod. The API server refuses a binding to another pod than the uid says, and a second one
+/// (k8s.io/kubernetes/pkg/registry/core/pod/storage: assignPod).
+fn binding(event: &Event, reference: &ObjectRef) -> Option<PodFact> {
+    if event.verb != "create" || !matches!(event.code(), Some(200 | 201)) {
+        return None;
+    }
+    let body: Binding = serde_json::from_str(event.request_object.as_deref()?.get()).ok()?;
+    let uid = [body.metadata.uid, reference.uid.clone()].into_iter().find(|uid| !uid.is_empty())?;
+    let is_node = body.target.kind.is_empty() || body.target.kind == "Node";
+    let (namespace, pod) = (reference.namespace.clone(), reference.name.clone());
+    let node = Some(body.target.name).filter(|name| is_node && !name.is_empty())?;
+    Some(PodFact { namespace, pod, uid, node: Some(node), has_spec: false, commands: Vec::new() })
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Binding {
+    #[serde(deserialize_with = "nullable")]
+    metadata: Metadata,
+    #[serde(deserialize_with = "nullable")]
+    target: Target,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Target {
+    #[serde(deserialize_with = "nullable")]
+    kind: String,
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+}
+
 fn fact(pod: Object, node: Option<String>) -> PodFact {
     let Object { metadata, spec, .. } = pod;
+    let has_spec = !spec.containers.is_empty();
     let mut commands: Vec<ProbeCommand> = spec
         .containers
         .into_iter()
@@ -174,7 +212,7 @@ fn fact(pod: Object, node: Option<String>) -> PodFact {
         .collect();
     commands.sort();
     commands.dedup();
-    PodFact { namespace: metadata.namespace, pod: metadata.name, uid: metadata.uid, node, commands }
+    PodFact { namespace: metadata.namespace, pod: metadata.name, uid: metadata.uid, node, has_spec, commands }
 }
 
 /// Text of JSON in the form in which the node reports argv.
@@ -212,5 +250,20 @@ mod tests {
         )
         .unwrap();
         assert_eq!(reading.pods[0].node.as_deref(), Some("node-1"));
+    }
+
+    #[test]
+    fn a_binding_says_which_node_is_to_run_the_pod() {
+        let told = |code: u32| {
+            let (_, reading) = read(&format!(
+                r#"{{"auditID":"a","verb":"create","responseStatus":{{"code":{code}}},
+                    "objectRef":{{"resource":"pods","subresource":"binding","namespace":"n","name":"p"}},
+                    "requestObject":{{"kind":"Binding","metadata":{{"uid":"u"}},"target":{{"kind":"Node","name":"node-1"}}}}}}"#
+            ))
+            .unwrap();
+            reading.pods.first().map(|fact| (fact.uid.clone(), fact.node.clone()))
+        };
+        assert_eq!(told(201), Some(("u".to_owned(), Some("node-1".to_owned()))));
+        assert_eq!(told(409), None);
     }
 }

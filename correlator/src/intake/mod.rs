@@ -1,58 +1,59 @@
-//! Where records come in. Every intake hands batches to one bounded queue and waits when it is full: senders are slowed
-//! down, nothing is dropped here.
+//! Where records come in. Every intake puts what came, as it came, into the [journal](crate::journal), and answers its sender
+//! when it is there: senders are slowed down or told to come again, nothing is dropped here.
 
 pub mod agents;
+mod budget;
 pub mod file;
-mod identity;
-mod tls;
+mod lines;
+mod live;
+pub mod pods;
+mod sink;
+pub mod stdin;
+pub mod trail;
 pub mod webhook;
 
-pub use identity::{IdentityError, NodeIdentity};
-pub use tls::{TlsError, TlsFiles};
+pub use budget::{Budget, Held, OverBudget};
+pub use sink::{Kind, SpoIntake};
 
-use crate::join::Input;
+use crate::join::Route;
+use crate::journal::Entry;
+use seclog_proto::v1::{AuditEvents, AuditLoss, SourcePosition};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Batches that may wait for the join. Each is at most what one message, body or piece of a file holds.
-const WAITING_BATCHES: usize = 64;
+/// How late audit events may be that were lost about now.
+const LATENESS_NS: u64 = 120_000_000_000;
 
-/// The join's end of the queue.
-pub type Inputs = mpsc::Receiver<Vec<Input>>;
-
-/// The intakes' end of the queue.
-#[derive(Debug, Clone)]
-pub struct Queue(mpsc::Sender<Vec<Input>>);
-
-/// The join is gone: the process is ending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("shutting down")]
-pub struct Closed;
-
-pub fn queue() -> (Queue, Inputs) {
-    let (sender, receiver) = mpsc::channel(WAITING_BATCHES);
-    (Queue(sender), receiver)
+/// Events of the audit log, byte for byte, as an entry of the journal. `source`: from whom; `position`: how far the source
+/// was read with them, where it can go on from there.
+pub fn audit_events<B: Into<bytes::Bytes>>(
+    route: Route,
+    source: &str,
+    events: impl IntoIterator<Item = B>,
+    position: Option<SourcePosition>,
+) -> Entry {
+    let events = events.into_iter().map(Into::into).collect();
+    Entry::AuditEvents(AuditEvents {
+        route: route.to_string(),
+        source: source.to_owned(),
+        events,
+        position,
+        late: false,
+    })
 }
 
-impl Queue {
-    /// Waits for room.
-    pub async fn put(&self, batch: Vec<Input>) -> Result<(), Closed> {
-        self.0.send(batch).await.map_err(|_| Closed)
-    }
-
-    /// Waits for room no longer than `patience`; `Ok(None)`: there was none.
-    pub async fn room(&self, patience: Duration) -> Result<Option<mpsc::Permit<'_, Vec<Input>>>, Closed> {
-        match tokio::time::timeout(patience, self.0.reserve()).await {
-            Ok(permit) => permit.map(Some).map_err(|_| Closed),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// From a thread of its own.
-    pub fn put_blocking(&self, batch: Vec<Input>) -> Result<(), Closed> {
-        self.0.blocking_send(batch).map_err(|_| Closed)
-    }
+/// Audit events of about now may be missing.
+pub fn audit_loss(source: &str, reason: &str, count: Option<u64>) -> Entry {
+    let until = now();
+    Entry::AuditLoss(AuditLoss {
+        source: source.to_owned(),
+        reason: reason.to_owned(),
+        from_unix_ns: until.saturating_sub(LATENESS_NS),
+        until_unix_ns: until,
+        count: count.unwrap_or(0),
+        count_known: count.is_some(),
+        position: None,
+    })
 }
 
 /// The wall clock, nanoseconds since 1970.

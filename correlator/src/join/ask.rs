@@ -3,9 +3,11 @@
 
 use super::Config;
 use super::attempt::Attempt;
+use super::fit::rewritten;
 use super::session::{Kind, Outcome};
 use crate::audit::{AccessKind, is_rsh};
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use uuid::Uuid;
 
 /// kubectl falls back within milliseconds (k8s.io/kubectl remotecommand fallback executor).
@@ -20,6 +22,31 @@ pub(super) struct Ask<'a> {
     pub(super) tries: Vec<&'a Attempt>,
     /// Attaches to the container that this made.
     pub(super) attaches: Vec<&'a Attempt>,
+}
+
+/// One that is compared with many roots.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    ask: Ask<'a>,
+    pub(super) containers: BTreeSet<&'a str>,
+    /// argv as SPO's rule makes it with the identifier that was recorded, and whether by putting `env` in front.
+    pub(super) rewritten: Option<(Vec<String>, bool)>,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn new(ask: Ask<'a>) -> Self {
+        let lead = ask.lead();
+        let rewritten = lead.spo_uid().map(|uid| rewritten(&lead.access.argv, uid));
+        Self { containers: ask.containers(), rewritten, ask }
+    }
+}
+
+impl<'a> Deref for Asked<'a> {
+    type Target = Ask<'a>;
+
+    fn deref(&self) -> &Ask<'a> {
+        &self.ask
+    }
 }
 
 impl<'a> Ask<'a> {

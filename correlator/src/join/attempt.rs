@@ -2,12 +2,16 @@
 //! times, by several routes.
 
 use super::Route;
-use super::session::{Outcome, Request};
-use crate::audit::{Access, AccessEvent, AccessKind, Identity, Stage, User};
+use super::session::{Outcome, Request, WebhookCall};
+use crate::audit::{Access, AccessEvent, AccessKind, Digest, FailedOpen, Identity, Stage, User, WebhookNote};
 use crate::timestamp::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// Stages of a request, and then some: disagreeing events are as many as somebody makes up.
+const MAX_DIGESTS: usize = 8;
+const MAX_WEBHOOKS: usize = 32;
 
 pub(super) type RequestKey = Arc<Identity>;
 
@@ -20,11 +24,16 @@ pub(super) struct Attempt {
     pub(super) verb: String,
     pub(super) access: Access,
     stages: BTreeMap<Stage, StageFact>,
-    source_ips: Vec<String>,
+    source_ip: Option<String>,
+    claimed_source_ips: Vec<String>,
     user_agent: String,
     spo_uids: BTreeSet<String>,
-    pub(super) failed_open: BTreeSet<String>,
+    webhooks: BTreeSet<WebhookNote>,
     pub(super) routes: BTreeSet<Route>,
+    /// Of its events, as far as they are kept: other routes name them so.
+    digests: BTreeSet<Digest>,
+    /// One of its events at least came in time to be told from a repetition.
+    pub(super) live: bool,
     /// Two records claim the same stage of the same request and differ.
     pub(super) disagreement: bool,
     /// The join's `now` when news of it last came. Only for deciding when to write.
@@ -49,10 +58,13 @@ impl Attempt {
             code,
             user,
             access,
-            source_ips,
+            source_ip,
+            claimed_source_ips,
             user_agent,
             spo_uid,
-            failed_open,
+            webhooks,
+            digest: _,
+            late,
         } = event;
         Self {
             id,
@@ -61,11 +73,14 @@ impl Attempt {
             verb,
             access,
             stages: BTreeMap::from([(stage, StageFact { time: stage_time, code })]),
-            source_ips,
+            source_ip,
+            claimed_source_ips,
             user_agent,
             spo_uids: spo_uid.into_iter().collect(),
-            failed_open: failed_open.into_iter().collect(),
+            webhooks: webhooks.into_iter().take(MAX_WEBHOOKS).collect(),
             routes: BTreeSet::from([route]),
+            digests: BTreeSet::new(),
+            live: !late,
             disagreement: false,
             arrived: now,
             version: 0,
@@ -75,8 +90,9 @@ impl Attempt {
     /// True where this told something new.
     pub(super) fn merge(&mut self, event: AccessEvent, route: Route, now: u64) -> bool {
         let other = Self::new(self.id, event, route, now);
-        let Self { user, verb, access, stages, source_ips, user_agent, spo_uids, failed_open, routes, .. } = self;
-        let before = (stages.len(), spo_uids.len(), failed_open.len(), routes.len(), self.disagreement);
+        let Self { user, verb, access, stages, user_agent, spo_uids, webhooks, routes, .. } = self;
+        let before = (stages.len(), spo_uids.len(), webhooks.len(), routes.len(), self.disagreement, self.live);
+        self.live |= other.live;
         for (stage, fact) in other.stages {
             let known = *stages.entry(stage).or_insert(fact);
             if known != fact {
@@ -96,11 +112,12 @@ impl Attempt {
         };
         keep_smaller(verb, other.verb);
         keep_smaller(user_agent, other.user_agent);
-        if *user != other.user || *source_ips != other.source_ips {
+        let said = (other.user, other.source_ip, other.claimed_source_ips);
+        let known = (user.clone(), self.source_ip.clone(), self.claimed_source_ips.clone());
+        if said != known {
             self.disagreement = true;
-            let said = (other.user, other.source_ips);
-            if said < (user.clone(), source_ips.clone()) {
-                (*user, *source_ips) = said;
+            if said < known {
+                (*user, self.source_ip, self.claimed_source_ips) = said;
             }
         }
         // Early stages lack the bodies.
@@ -110,15 +127,37 @@ impl Attempt {
             *access = other.access;
         }
         spo_uids.extend(other.spo_uids);
-        failed_open.extend(other.failed_open);
+        webhooks.extend(other.webhooks);
+        while webhooks.len() > MAX_WEBHOOKS {
+            webhooks.pop_last();
+        }
         routes.extend(other.routes);
-        let after = (stages.len(), spo_uids.len(), failed_open.len(), routes.len(), self.disagreement);
+        let after = (stages.len(), spo_uids.len(), webhooks.len(), routes.len(), self.disagreement, self.live);
         let news = before != after || richer.is_gt();
         if news {
             self.arrived = self.arrived.max(now);
             self.version += 1;
         }
         news
+    }
+
+    /// One of its events came by this route as well. True where that is news.
+    pub(super) fn seen_by(&mut self, route: Route, now: u64) -> bool {
+        let news = self.routes.insert(route);
+        if news {
+            self.arrived = self.arrived.max(now);
+            self.version += 1;
+        }
+        news
+    }
+
+    /// True where the digest is kept from now on.
+    pub(super) fn remember(&mut self, digest: Digest) -> bool {
+        digest != Digest::default() && self.digests.len() < MAX_DIGESTS && self.digests.insert(digest)
+    }
+
+    pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.digests.iter()
     }
 
     pub(super) fn started(&self) -> Option<u64> {
@@ -154,6 +193,12 @@ impl Attempt {
         if self.spo_uids.len() == 1 { self.spo_uids.first().map(String::as_str) } else { None }
     }
 
+    /// Mutating webhooks that failed and were passed over.
+    pub(super) fn failed_open(&self) -> impl Iterator<Item = &str> {
+        let failed = self.webhooks.iter().filter(|note| note.failed_open == Some(FailedOpen::Mutating));
+        failed.map(|note| note.webhook.as_str())
+    }
+
     pub(super) fn expects_root(&self) -> bool {
         matches!(
             self.access.kind,
@@ -175,10 +220,6 @@ impl Attempt {
     }
 
     pub(super) fn request(&self) -> Request {
-        let (source_ip, claimed) = match self.source_ips.split_last() {
-            Some((observed, claimed)) => (Some(observed.clone()), claimed.to_vec()),
-            None => (None, Vec::new()),
-        };
         let made = self.access.new_containers.first();
         Request {
             verb: self.verb.clone(),
@@ -191,9 +232,10 @@ impl Attempt {
             started: self.started().map(Timestamp),
             completed: self.completed().map(Timestamp),
             code: self.code(),
-            source_ip,
-            claimed_source_ips: claimed,
+            source_ip: self.source_ip.clone(),
+            claimed_source_ips: self.claimed_source_ips.clone(),
             user_agent: self.user_agent.clone(),
+            webhooks: self.webhooks.iter().map(WebhookCall::of).collect(),
         }
     }
 }

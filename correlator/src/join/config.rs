@@ -1,9 +1,14 @@
 //! The join's times and bounds.
 
+use seclog_masking::Rules;
+use std::sync::Arc;
+
 /// Times are nanoseconds.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub cluster: String,
+    /// Secrets in what was asked for are masked by these, as the agents mask what ran.
+    pub masking: Option<Arc<Rules>>,
     /// How far the clocks of API server and node may be apart.
     pub skew_ns: u64,
     /// How much more than that the samples of a node's clock may widen its windows.
@@ -18,14 +23,23 @@ pub struct Config {
     pub settle_ns: u64,
     /// Revisions of one session are at least this far apart.
     pub revise_after_ns: u64,
+    /// What goes on is revised ever less often, half as often as it is old, but after so long at the latest.
+    pub revise_at_least_every_ns: u64,
     /// How long to wait for node records where no node was ever heard of.
     pub node_patience_ns: u64,
     /// A node whose watermark has not moved for this long is silent: nobody waits for it.
     pub node_silent_ns: u64,
+    /// A node whose lease was not renewed for so long is down. Kubelets renew every ten seconds; about one a minute is kept.
+    pub lease_within_ns: u64,
+    /// How long a node may live before an agent must have spoken for it.
+    pub agent_within_ns: u64,
     /// The audit stream is silent when nothing came for this long. API servers are never idle: nodes renew leases.
     pub audit_silent_ns: u64,
-    /// How late audit events may be: a batching webhook waits 30 s by default.
+    /// How late audit events are where nothing is amiss: a batching webhook waits 30 s by default.
     pub audit_lateness_ns: u64,
+    /// How late a webhook's events may be that are tried again: five attempts of 30 s each and the waits between them
+    /// (k8s.io/apiserver, plugin/pkg/audit/webhook: 10 s, each 1.5 times the one before). Then they are given up.
+    pub audit_retries_ns: u64,
     /// Finished sessions are kept this long for late news.
     pub horizon_ns: u64,
     /// Sessions that never end are let go after this.
@@ -37,6 +51,8 @@ pub struct Config {
     pub max_pods: usize,
     pub max_containers: usize,
     pub max_losses: usize,
+    /// Commands of which it is remembered that they ran, so that their repetition is known as such.
+    pub max_commands: usize,
     /// Ids of what was let go, so that stragglers are known as such.
     pub max_gone: usize,
     /// More possible partners than this: none of them is asserted, and no conclusion goes on from there.
@@ -56,6 +72,7 @@ impl Config {
     pub fn new(cluster: impl Into<String>) -> Self {
         Self {
             cluster: cluster.into(),
+            masking: None,
             skew_ns: SECOND,
             max_skew_ns: 10 * SECOND,
             slack_ns: SECOND,
@@ -63,10 +80,14 @@ impl Config {
             debug_start_within_ns: 600 * SECOND,
             settle_ns: 2 * SECOND,
             revise_after_ns: SECOND,
+            revise_at_least_every_ns: 10 * SECOND,
             node_patience_ns: 10 * SECOND,
             node_silent_ns: 30 * SECOND,
+            lease_within_ns: 180 * SECOND,
+            agent_within_ns: 600 * SECOND,
             audit_silent_ns: 120 * SECOND,
             audit_lateness_ns: 45 * SECOND,
+            audit_retries_ns: 250 * SECOND,
             horizon_ns: 900 * SECOND,
             longest_ns: 86_400 * SECOND,
             sweep_every_ns: 20 * SECOND,
@@ -75,6 +96,7 @@ impl Config {
             max_pods: 200_000,
             max_containers: 200_000,
             max_losses: 10_000,
+            max_commands: 100_000,
             max_gone: 200_000,
             max_candidates: 32,
             starts_per_root: 1_000,

@@ -3,18 +3,20 @@
 
 use super::Join;
 use super::attempt::RequestKey;
+use super::component::Pod;
+use super::concluded::Concluded;
 use super::finding::{Code, FindingNote};
-use super::fit::{Fit, fit};
+use super::knowledge::AuditState;
 use super::machine::Element;
-use super::matching::{Around, Component, units};
+use super::matching::{Around, Component, Unit, units};
 use super::root::{Root, RootKey};
 use super::scope::{Held, Scope};
 use super::session::{Kind, Place, Session};
-use super::story::{Ready, Story, Tell};
+use super::story::{Draft, Ready, Story, Tell};
 use super::telling::Teller;
 use crate::audit::Identity;
 use crate::timestamp::Timestamp;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -24,8 +26,12 @@ use uuid::Uuid;
 pub(super) struct Written {
     revision: u32,
     at: u64,
+    /// When its first revision was.
+    first_at: u64,
     /// Of everything that it was told from; 0 where it was taken back.
     signature: u64,
+    /// Of all of that but the programs of its root.
+    frame: u64,
     /// Of its text.
     content: u64,
     superseded: bool,
@@ -36,62 +42,40 @@ pub(super) struct Written {
     place: Place,
 }
 
-/// The members of a [`Component`] by their keys.
+/// How things stand at one time of day, the same for all sessions.
+#[derive(Debug)]
+pub(super) struct Moment {
+    /// Everything is in: nothing is waited for.
+    pub(super) all: bool,
+    pub(super) nodes_are_past: Option<u64>,
+    /// No node has ever said how far it is.
+    pub(super) no_nodes: bool,
+    /// Nodes of which nothing is heard any more, in words.
+    pub(super) silent_nodes: Option<String>,
+    pub(super) audit_is_past: u64,
+    pub(super) audit: AuditState,
+}
+
+/// What is told of one pod at one time.
 #[derive(Default)]
-struct Members {
-    asks: Vec<RequestKey>,
-    roots: Vec<Arc<RootKey>>,
-    pairs: BTreeMap<(usize, usize), Fit>,
-    /// Those that fit too many, and some of those.
-    crowded_asks: BTreeMap<usize, Vec<Arc<RootKey>>>,
-    crowded_roots: BTreeMap<usize, Vec<RequestKey>>,
-    /// How many steps from the start each was found.
-    steps_of_asks: Vec<usize>,
-    steps_of_roots: Vec<usize>,
-    /// There is more, which was not looked into.
-    is_cut: bool,
+struct Told {
+    stories: Vec<Story>,
+    concluded: Vec<Concluded>,
+    asks: BTreeSet<RequestKey>,
+    roots: BTreeSet<Arc<RootKey>>,
 }
 
-/// A component is looked at as a whole up to this many members. Beyond, it is a chain of the same command over and over, and
-/// nothing follows from what fits what: so many steps are looked at from what changed, and what is nearer is told.
-const WHOLE_UP_TO: usize = 128;
-const LOOK_STEPS: usize = 4;
-const TELL_STEPS: usize = 2;
-
-impl Members {
-    /// Whether it is told of. Near the cut not all of its candidates are known.
-    fn tells_ask(&self, at: usize) -> bool {
-        !self.is_cut || self.steps_of_asks.get(at).is_none_or(|steps| *steps <= TELL_STEPS)
+impl Told {
+    fn has(&self, element: &Element) -> bool {
+        match element {
+            Element::Ask(_, key) => self.asks.contains(key),
+            Element::Root(key) => self.roots.contains(key),
+        }
     }
-
-    fn tells_root(&self, at: usize) -> bool {
-        !self.is_cut || self.steps_of_roots.get(at).is_none_or(|steps| *steps <= TELL_STEPS)
-    }
-
-    fn told_asks(&self) -> impl Iterator<Item = &RequestKey> {
-        self.asks.iter().enumerate().filter(|(at, _)| self.tells_ask(*at)).map(|(_, key)| key)
-    }
-
-    fn told_roots(&self) -> impl Iterator<Item = &Arc<RootKey>> {
-        self.roots.iter().enumerate().filter(|(at, _)| self.tells_root(*at)).map(|(_, key)| key)
-    }
-}
-
-/// Keys that are found get a number.
-#[derive(Default)]
-struct Numbers {
-    asks: BTreeMap<RequestKey, usize>,
-    roots: BTreeMap<Arc<RootKey>, usize>,
-}
-
-#[derive(Clone, Copy)]
-enum Member {
-    Ask(usize),
-    Root(usize),
 }
 
 impl Join {
-    /// Everything is in: all that is not written, settled or not.
+    /// All that is not written, settled or not. What comes after this is joined as before.
     pub fn finish(&mut self) -> Vec<Session> {
         self.mark_losses();
         for (scope, held) in &mut self.scopes {
@@ -99,30 +83,25 @@ impl Join {
             held.dirty_roots.extend(held.roots.iter().map(Arc::clone));
             self.dirty.insert(Arc::clone(scope));
         }
-        self.due.clear();
-        self.waits_for_nodes.clear();
-        self.waits_for_audit.clear();
-        let scopes = std::mem::take(&mut self.dirty);
-        scopes.iter().flat_map(|scope| self.evaluate(scope, true)).collect()
+        self.find_unknown_identifiers(true);
+        self.evaluate_dirty(true)
     }
 
     pub(super) fn tick(&mut self, now: u64) -> Vec<Session> {
         self.now = self.now.max(now);
         self.mark_losses();
         self.find_silence();
+        self.find_unknown_identifiers(false);
         let nodes_are_past = self.watermarks.nodes_are_past(self.now, &self.config);
         let audit_is_past = self.watermarks.audit_is_past();
-        for element in take_until(&mut self.due, self.now) {
-            self.mark(&element, false);
-        }
-        for element in
-            nodes_are_past.into_iter().flat_map(|past| take_until(&mut self.waits_for_nodes, past)).collect::<Vec<_>>()
-        {
-            self.mark(&element, false);
-        }
-        for element in take_until(&mut self.waits_for_audit, audit_is_past) {
-            self.mark(&element, false);
-        }
+        let mut again = take_until(&mut self.due, self.now);
+        again.extend(nodes_are_past.into_iter().flat_map(|past| take_until(&mut self.waits_for_nodes, past)));
+        let is_silent = matches!(self.watermarks.audit_state(self.now, &self.config), AuditState::Silent { .. });
+        // When the stream falls silent nobody waits for it any more.
+        let begins = is_silent && !std::mem::replace(&mut self.audit_is_silent, is_silent);
+        self.audit_is_silent = is_silent;
+        let audit_is_past = if begins { u64::MAX } else { audit_is_past };
+        again.extend(take_until(&mut self.waits_for_audit, audit_is_past));
         if self.now.saturating_sub(self.swept) >= self.config.sweep_every_ns {
             self.swept = self.now;
             for element in take_until(&mut self.release, self.now) {
@@ -139,25 +118,60 @@ impl Join {
                         }
                     }
                 }
-                self.mark(&element, false);
+                again.push(element);
             }
             self.forget();
         }
+        for element in &again {
+            self.tell_again(element);
+        }
+        self.evaluate_dirty(false)
+    }
+
+    fn evaluate_dirty(&mut self, all: bool) -> Vec<Session> {
+        let moment = Moment {
+            all,
+            nodes_are_past: self.watermarks.nodes_are_past(self.now, &self.config),
+            no_nodes: self.watermarks.no_nodes(),
+            silent_nodes: self.watermarks.silent_nodes(self.now, &self.config),
+            audit_is_past: self.watermarks.audit_is_past(),
+            audit: self.watermarks.audit_state(self.now, &self.config),
+        };
         let scopes = std::mem::take(&mut self.dirty);
-        scopes.iter().flat_map(|scope| self.evaluate(scope, false)).collect()
+        scopes.iter().flat_map(|scope| self.evaluate(scope, &moment)).collect()
     }
 
     /// A line for each node, and for the audit stream, when it falls silent.
     fn find_silence(&mut self) {
         let nodes = self.watermarks.silent(self.now, &self.config);
         let audit = self.watermarks.audit_silent_since(self.now, &self.config);
-        let nodes = nodes.into_iter().map(|(node, since)| (Code::NodeSilent, format!("node/{node}"), since));
-        let silent: Vec<(Code, String, u64)> =
-            nodes.chain(audit.map(|since| (Code::AuditSilent, "audit".to_owned(), since))).collect();
-        let names: BTreeSet<String> = silent.iter().map(|(_, stream, _)| stream.clone()).collect();
-        for (code, stream, since) in silent {
+        let nodes = nodes.into_iter().map(|(node, since)| {
+            let lives = match self.leases.lives(&node, self.now, &self.config) {
+                Some(true) => "; the node lives, by its lease: its agent is stopped or cut off",
+                Some(false) => "; the node does not renew its lease either",
+                None => "",
+            };
+            let stream = format!("node/{node}");
+            let text = format!("nothing is heard of {stream}; the last was of {}{lives}", Timestamp(since));
+            (Code::NodeSilent, stream, since, text)
+        });
+        let audit = audit.map(|since| {
+            let text = format!("nothing is heard of audit; the last was of {}", Timestamp(since));
+            (Code::AuditSilent, "audit".to_owned(), since, text)
+        });
+        // Where no agent ever spoke, there are none, and that is no news of a node.
+        let settled = self.leases.settled(self.now, &self.config).filter(|_| !self.watermarks.no_nodes());
+        let without = settled.filter(|(node, _)| !self.watermarks.knows(node)).map(|(node, since)| {
+            let text = format!(
+                "node {node} lives by its lease since {} at least, and no agent speaks for it",
+                Timestamp(since)
+            );
+            (Code::NodeWithoutAgent, format!("lease/{node}"), since, text)
+        });
+        let silent: Vec<(Code, String, u64, String)> = nodes.chain(audit).chain(without).collect();
+        let names: BTreeSet<String> = silent.iter().map(|(_, stream, ..)| stream.clone()).collect();
+        for (code, stream, since, text) in silent {
             if !self.told_silent.contains(&stream) {
-                let text = format!("nothing is heard of {stream}; the last was of {}", Timestamp(since));
                 let subject = format!("{stream} {since}");
                 let note = FindingNote::new(code, &self.config.cluster, &subject, text, vec![stream]);
                 self.found(note.line(&self.config.cluster, Timestamp(since), None));
@@ -167,36 +181,48 @@ impl Join {
     }
 
     /// Writes what is new in a scope and may be said, and lets go what is over.
-    fn evaluate(&mut self, scope: &Arc<Scope>, all: bool) -> Vec<Session> {
+    fn evaluate(&mut self, scope: &Arc<Scope>, moment: &Moment) -> Vec<Session> {
         let Some(held) = self.scopes.get_mut(scope) else { return Vec::new() };
         let dirty_asks = std::mem::take(&mut held.dirty_asks);
         let dirty_roots = std::mem::take(&mut held.dirty_roots);
-        for key in &dirty_roots {
+        let asks_again = std::mem::take(&mut held.asks_again);
+        let roots_again = std::mem::take(&mut held.roots_again);
+        for key in dirty_roots.iter().chain(&roots_again) {
             if let Some(rooted) = self.roots.get_mut(key) {
                 rooted.is_dirty = false;
             }
         }
-        let (mut asks_seen, mut roots_seen) = (BTreeSet::new(), BTreeSet::new());
-        let mut stories = Vec::new();
+        let mut told = Told::default();
         if let Some(held) = self.scopes.get(scope) {
-            let asks = dirty_asks.iter().map(|key| Element::Ask(Arc::clone(scope), Arc::clone(key)));
-            for start in asks.chain(dirty_roots.iter().map(|key| Element::Root(Arc::clone(key)))) {
-                let new = match &start {
-                    Element::Ask(_, key) => held.asks.contains_key(key) && !asks_seen.contains(key),
-                    Element::Root(key) => held.roots.contains(key) && !roots_seen.contains(key),
-                };
-                if new {
-                    let members = self.members(held, &start);
-                    asks_seen.extend(members.told_asks().map(Arc::clone));
-                    roots_seen.extend(members.told_roots().map(Arc::clone));
-                    self.stories(held, &members, all, &mut stories);
+            let pod = Pod::new(scope, held);
+            let of_asks = |keys: BTreeSet<_>| keys.into_iter().map(|key| Element::Ask(Arc::clone(scope), key));
+            for start in of_asks(dirty_asks).chain(dirty_roots.into_iter().map(Element::Root)) {
+                if held.has(&start) && !told.has(&start) {
+                    self.conclude(&pod, &start, moment, &mut told);
+                }
+            }
+            // Nothing changed that decides what fits what: what was concluded holds.
+            for element in of_asks(asks_again).chain(roots_again.into_iter().map(Element::Root)) {
+                if !held.has(&element) || told.has(&element) {
+                    continue;
+                }
+                match self.concluded(held, &element) {
+                    Some(concluded) => {
+                        if !self.retell(&pod, &concluded, moment, &mut told) {
+                            self.conclude(&pod, &element, moment, &mut told);
+                        }
+                    }
+                    None => self.conclude(&pod, &element, moment, &mut told),
                 }
             }
         }
+        for concluded in std::mem::take(&mut told.concluded) {
+            self.keep(scope, &Arc::new(concluded));
+        }
         let mut out = Vec::new();
-        let told: BTreeSet<Uuid> = stories.iter().filter_map(|story| story.session).collect();
-        for story in stories {
-            self.write(scope, story, &told, &mut out);
+        let sessions: BTreeSet<Uuid> = told.stories.iter().filter_map(|story| story.session).collect();
+        for story in told.stories {
+            self.write(scope, story, &sessions, &mut out);
         }
         if self.scopes.get(scope).is_some_and(Held::is_empty) {
             self.scopes.remove(scope);
@@ -204,105 +230,18 @@ impl Join {
         out
     }
 
-    /// Everything that is connected with `start` by what fits.
-    fn members(&self, held: &Held, start: &Element) -> Members {
-        let most = self.config.max_candidates;
-        let widen = self.skews.widest();
-        let (mut members, mut numbers) = (Members::default(), Numbers::default());
-        let mut looking = match start {
-            Element::Ask(_, key) => VecDeque::from([(numbers.ask(key, &mut members).0, 0)]),
-            Element::Root(key) => VecDeque::from([(numbers.root(key, &mut members).0, 0)]),
-        };
-        match start {
-            Element::Ask(..) => members.steps_of_asks.push(0),
-            Element::Root(_) => members.steps_of_roots.push(0),
-        }
-        while let Some((member, steps)) = looking.pop_front() {
-            let many = members.asks.len() + members.roots.len() >= WHOLE_UP_TO;
-            if many && steps >= LOOK_STEPS {
-                // Not looked into: whoever fits it could have come of it, or it of them.
-                members.is_cut = true;
-                match member {
-                    Member::Ask(at) => drop(members.crowded_asks.insert(at, Vec::new())),
-                    Member::Root(at) => drop(members.crowded_roots.insert(at, Vec::new())),
-                }
-                continue;
-            }
-            match member {
-                Member::Ask(at) => {
-                    let key = Arc::clone(&members.asks[at]);
-                    let (Some(folded), Some(ask)) = (held.asks.get(&key), held.ask(&key)) else { continue };
-                    let near = held.index.roots_near(&folded.place).filter_map(|key| {
-                        let root = self.unretired(key)?;
-                        let recorded = |uid: &str| self.identifiers.requests(uid) > 0;
-                        Some((key, fit(&ask, root, &self.config, self.skews.of(&key.node), recorded)?))
-                    });
-                    // One root may stand in two places.
-                    let mut found: BTreeMap<&Arc<RootKey>, Fit> = BTreeMap::new();
-                    for (key, fit) in near {
-                        found.insert(key, fit);
-                        if found.len() > most {
-                            break;
-                        }
-                    }
-                    if found.len() > most {
-                        members.crowded_asks.insert(at, found.into_keys().take(most).map(Arc::clone).collect());
-                        continue;
-                    }
-                    for (key, fit) in found {
-                        let (member, number, new) = numbers.root_number(key, &mut members);
-                        members.pairs.insert((at, number), fit);
-                        if new {
-                            members.steps_of_roots.push(steps + 1);
-                            looking.push_back((member, steps + 1));
-                        }
-                    }
-                }
-                Member::Root(at) => {
-                    let key = Arc::clone(&members.roots[at]);
-                    let (Some(root), Some(rooted)) = (self.unretired(&key), self.roots.get(&key)) else { continue };
-                    let skew = self.skews.of(&key.node);
-                    let near = held.index.asks_near(rooted.place(), &self.config, widen).filter_map(|key| {
-                        let ask = held.ask(key)?;
-                        let recorded = |uid: &str| self.identifiers.requests(uid) > 0;
-                        Some((key, fit(&ask, root, &self.config, skew, recorded)?))
-                    });
-                    let mut found: BTreeMap<&RequestKey, Fit> = BTreeMap::new();
-                    for (key, fit) in near {
-                        found.insert(key, fit);
-                        if found.len() > most {
-                            break;
-                        }
-                    }
-                    if found.len() > most {
-                        members.crowded_roots.insert(at, found.into_keys().take(most).map(Arc::clone).collect());
-                        continue;
-                    }
-                    for (key, fit) in found {
-                        let (member, number, new) = numbers.ask_number(key, &mut members);
-                        members.pairs.insert((number, at), fit);
-                        if new {
-                            members.steps_of_asks.push(steps + 1);
-                            looking.push_back((member, steps + 1));
-                        }
-                    }
-                }
-            }
-        }
-        members
-    }
-
-    fn unretired(&self, key: &RootKey) -> Option<&Root> {
+    pub(super) fn unretired(&self, key: &RootKey) -> Option<&Root> {
         self.roots.get(key).map(|rooted| &rooted.root).filter(|root| !root.retired)
     }
 
-    fn stories(&self, held: &Held, members: &Members, all: bool, stories: &mut Vec<Story>) {
-        let ask_of = |key: &RequestKey| held.ask(key);
+    /// Looks at everything that is connected with `start`, and tells what follows.
+    fn conclude(&self, pod: &Pod<'_>, start: &Element, moment: &Moment, told: &mut Told) {
+        let members = self.members(pod, start);
+        told.asks.extend(members.told_asks().map(Arc::clone));
+        told.roots.extend(members.told_roots().map(Arc::clone));
         let component = Component {
-            asks: members.asks.iter().filter_map(ask_of).collect(),
+            asks: members.asks.iter().filter_map(|key| pod.ask(key)).collect(),
             roots: members.roots.iter().filter_map(|key| self.unretired(key)).collect(),
-            pairs: members.pairs.clone(),
-            is_cut: members.is_cut,
             crowded_asks: members
                 .crowded_asks
                 .iter()
@@ -311,67 +250,118 @@ impl Join {
             crowded_roots: members
                 .crowded_roots
                 .iter()
-                .map(|(at, asks)| (*at, asks.iter().filter_map(ask_of).collect()))
+                .map(|(at, keys)| (*at, keys.iter().filter_map(|key| pod.ask(key)).collect()))
                 .collect(),
+            is_cut: members.is_cut,
+            pairs: members.pairs.clone(),
         };
         if component.asks.len() != members.asks.len() || component.roots.len() != members.roots.len() {
             // A retired root: no session tells of it.
             return;
         }
-        let around = Around {
+        let units = units(&component, self.around(pod.scope));
+        let units: Vec<Unit> = units.into_iter().filter(|unit| members.tells(unit)).collect();
+        self.tell_units(pod, &component, &units, moment, told);
+        told.concluded.extend(units.into_iter().map(|unit| Concluded::of(unit, &members)));
+    }
+
+    /// False where something of it is there no more.
+    fn retell(&self, pod: &Pod<'_>, concluded: &Concluded, moment: &Moment, told: &mut Told) -> bool {
+        let Concluded { asks: keys, roots, unit } = concluded;
+        let mut component = Component {
+            asks: keys.iter().filter_map(|key| pod.ask(key)).collect(),
+            roots: roots.iter().filter_map(|key| self.unretired(key)).collect(),
+            ..Component::default()
+        };
+        if component.asks.len() != keys.len() || component.roots.len() != roots.len() {
+            return false;
+        }
+        if unit.is_crowded() {
+            if unit.ask.is_some() {
+                component.crowded_asks.insert(0, component.roots.clone());
+            } else {
+                component.crowded_roots.insert(0, component.asks.clone());
+            }
+        }
+        told.asks.extend(unit.ask.and_then(|at| keys.get(at)).map(Arc::clone));
+        told.roots.extend(unit.root.and_then(|at| roots.get(at)).map(Arc::clone));
+        self.tell_units(pod, &component, std::slice::from_ref(unit), moment, told);
+        true
+    }
+
+    fn around<'a>(&'a self, scope: &'a Arc<Scope>) -> Around<'a> {
+        Around {
             config: &self.config,
             pods: &self.pods,
             losses: &self.losses,
             checks: &self.checks,
             identifiers: &self.identifiers,
             skews: &self.skews,
-        };
+            askers: &self.askers,
+            spo: &self.spo,
+            recurring: &self.recurring,
+            scope,
+        }
+    }
+
+    fn tell_units(&self, pod: &Pod<'_>, component: &Component<'_>, units: &[Unit], moment: &Moment, told: &mut Told) {
         let names_mains = component.asks.iter().any(|ask| !ask.lead().expects_root());
-        let mains = held.mains.iter().filter(|_| names_mains).filter_map(|key| self.roots.get(key));
+        let mains = pod.held.mains.iter().filter(|_| names_mains).filter_map(|key| self.roots.get(key));
         let teller = Teller {
             cluster: &self.config.cluster,
-            component: &component,
+            component,
             mains: mains.map(|rooted| &rooted.root).collect(),
-            knowledge_of_ask: &|key: &Identity| held.asks.get(key).map_or(0, |ask| ask.knowledge),
+            knowledge_of_ask: &|key: &Identity| pod.held.asks.get(key).map_or(0, |ask| ask.knowledge),
             knowledge_of_root: &|key: &RootKey| self.roots.get(key).map_or(0, |rooted| rooted.knowledge),
-            no_nodes: self.watermarks.no_nodes(),
-            silent_nodes: self.watermarks.silent_nodes(self.now, &self.config),
-            audit_silent_since: self.watermarks.audit_silent_since(self.now, &self.config),
-            held,
+            moment,
+            held: pod.held,
             watermarks: &self.watermarks,
+            leases: &self.leases,
             now: self.now,
-            all,
-            around,
+            around: self.around(pod.scope),
         };
-        let nodes_are_past = self.watermarks.nodes_are_past(self.now, &self.config);
-        let audit_is_past = self.watermarks.audit_is_past();
-        let tell = |id: Uuid, signature: u64, ready: Ready, probe: bool| -> Tell {
-            match self.written.get(&id) {
-                None if probe => Tell::Unchanged,
-                Some(known) if known.signature == signature => Tell::Unchanged,
-                _ if all => Tell::Now,
-                Some(known) => {
-                    let at = known.at.saturating_add(self.config.revise_after_ns);
-                    if at <= self.now { Tell::Now } else { Tell::NotBefore(at) }
-                }
-                None => {
-                    let nodes = ready.nodes_past.is_some_and(|until| nodes_are_past.is_some_and(|past| until <= past));
-                    let audit = ready.audit_past.is_some_and(|until| until <= audit_is_past);
-                    match ready.at {
-                        _ if nodes || audit => Tell::Now,
-                        Some(at) if at <= self.now => Tell::Now,
-                        Some(at) => Tell::NotBefore(at),
-                        None => Tell::Waiting,
-                    }
+        told.stories.extend(units.iter().map(|unit| teller.story(unit, self)));
+    }
+
+    /// Whether what was told of a session may be told anew now, going by all but the programs of its root. `None`: that
+    /// depends on those.
+    pub(super) fn frame_tells(&self, id: Uuid, frame: u64, moment: &Moment) -> Option<Tell> {
+        let known = self.written.get(&id).filter(|known| known.frame == frame && !moment.all)?;
+        // What goes on is told ever less often: each revision tells the whole.
+        let age = known.at.saturating_sub(known.first_at);
+        let apart = (age / 2).clamp(self.config.revise_after_ns, self.config.revise_at_least_every_ns);
+        let at = known.at.saturating_add(apart);
+        (at > self.now).then_some(Tell::NotBefore(at))
+    }
+
+    pub(super) fn tells(
+        &self,
+        id: Uuid,
+        signature: u64,
+        moment: &Moment,
+        probe: bool,
+        ready: &dyn Fn() -> Ready,
+    ) -> Tell {
+        match self.written.get(&id) {
+            None if probe => Tell::Unchanged,
+            Some(known) if known.signature == signature => Tell::Unchanged,
+            _ if moment.all => Tell::Now,
+            Some(known) => {
+                let at = known.at.saturating_add(self.config.revise_after_ns);
+                if at <= self.now { Tell::Now } else { Tell::NotBefore(at) }
+            }
+            None => {
+                let ready = ready();
+                let nodes =
+                    ready.nodes_past.is_some_and(|until| moment.nodes_are_past.is_some_and(|past| until <= past));
+                let audit = ready.audit_past.is_some_and(|until| until <= moment.audit_is_past);
+                match ready.at {
+                    _ if nodes || audit => Tell::Now,
+                    Some(at) if at <= self.now => Tell::Now,
+                    _ => Tell::First(ready),
                 }
             }
-        };
-        let units = units(&component, around);
-        let told = units.iter().filter(|unit| match (unit.ask, unit.root) {
-            (Some(ask), _) => members.tells_ask(ask),
-            (None, root) => root.is_none_or(|root| members.tells_root(root)),
-        });
-        stories.extend(told.map(|unit| teller.story(unit, &tell)));
+        }
     }
 
     fn write(&mut self, scope: &Arc<Scope>, mut story: Story, told: &BTreeSet<Uuid>, out: &mut Vec<Session>) {
@@ -383,24 +373,26 @@ impl Join {
             (None, Some(root)) => Element::Root(Arc::clone(root)),
             (None, None) => return,
         };
-        if let (Some((session, signature)), Some(id)) = (story.draft.take(), story.session) {
-            self.revise(id, session, signature, out);
+        if let (Some(draft), Some(id)) = (story.draft.take(), story.session) {
+            self.revise(id, draft, out);
         }
         if let Some(at) = story.look_again {
             self.due.insert((at, element.clone()));
         }
+        if let Some(until) = story.until_audit_is_past {
+            self.waits_for_audit.insert((until, element.clone()));
+        }
         match story.tell {
             Tell::Now | Tell::Unchanged => self.let_go_or_wait(scope, &element, &story),
-            Tell::NotBefore(at) => drop(self.due.insert((at, element.clone()))),
-            Tell::Waiting => {}
+            Tell::NotBefore(at) => drop(self.due.insert((at, element))),
+            Tell::First(Ready { at, nodes_past, audit_past }) => {
+                self.due.extend(at.map(|at| (at, element.clone())));
+                self.waits_for_nodes.extend(nodes_past.map(|until| (until, element.clone())));
+                self.waits_for_audit.extend(audit_past.map(|until| (until, element)));
+            }
         }
-        if matches!(story.tell, Tell::NotBefore(_) | Tell::Waiting) {
-            if let Some(until) = story.ready.nodes_past {
-                self.waits_for_nodes.insert((until, element.clone()));
-            }
-            if let Some(until) = story.ready.audit_past {
-                self.waits_for_audit.insert((until, element));
-            }
+        if let Some(rooted) = story.root.as_ref().and_then(|key| self.roots.get_mut(key)) {
+            rooted.is_workload = story.workload;
         }
         if let (None, Some(key)) = (&story.ask, &story.root)
             && let Some(rooted) = self.roots.get_mut(key)
@@ -411,19 +403,23 @@ impl Join {
         }
     }
 
-    fn revise(&mut self, id: Uuid, mut session: Session, signature: u64, out: &mut Vec<Session>) {
+    fn revise(&mut self, id: Uuid, draft: Draft, out: &mut Vec<Session>) {
+        let Draft { mut session, signature, frame } = draft;
         let mut hasher = DefaultHasher::new();
         session.hash(&mut hasher);
         let content = hasher.finish();
         let revision = match self.written.get_mut(&id) {
             Some(known) if known.content == content && !known.superseded => {
                 known.signature = signature;
+                known.frame = frame;
                 return;
             }
             known => known.map_or(0, |known| known.revision) + 1,
         };
         session.revision = revision;
-        let told = self.written.remove(&id).map(|known| known.findings).unwrap_or_default();
+        let before = self.written.remove(&id);
+        let first_at = before.as_ref().map_or(self.now, |known| known.first_at);
+        let told = before.map(|known| known.findings).unwrap_or_default();
         for note in session.findings.iter().filter(|note| !told.contains(&note.id)) {
             self.found(note.line(&self.config.cluster, session.start, Some(id)));
         }
@@ -431,7 +427,9 @@ impl Join {
         let written = Written {
             revision,
             at: self.now,
+            first_at,
             signature,
+            frame,
             content,
             superseded: false,
             findings: session.findings.iter().map(|note| note.id).collect(),
@@ -451,6 +449,7 @@ impl Join {
         };
         known.superseded = true;
         known.signature = 0;
+        known.frame = 0;
         known.revision += 1;
         known.at = self.now;
         self.counters.revisions += 1;
@@ -462,36 +461,6 @@ impl Join {
         let withdrawn =
             Session { id, revision: known.revision, superseded_by: by, reasons, ..Session::empty(kind, start, place) };
         out.push(withdrawn);
-    }
-}
-
-impl Numbers {
-    fn ask_number(&mut self, key: &RequestKey, members: &mut Members) -> (Member, usize, bool) {
-        let next = members.asks.len();
-        let number = *self.asks.entry(Arc::clone(key)).or_insert(next);
-        if number == next {
-            members.asks.push(Arc::clone(key));
-        }
-        (Member::Ask(number), number, number == next)
-    }
-
-    fn root_number(&mut self, key: &Arc<RootKey>, members: &mut Members) -> (Member, usize, bool) {
-        let next = members.roots.len();
-        let number = *self.roots.entry(Arc::clone(key)).or_insert(next);
-        if number == next {
-            members.roots.push(Arc::clone(key));
-        }
-        (Member::Root(number), number, number == next)
-    }
-
-    fn ask(&mut self, key: &RequestKey, members: &mut Members) -> (Member, usize) {
-        let (member, number, _) = self.ask_number(key, members);
-        (member, number)
-    }
-
-    fn root(&mut self, key: &Arc<RootKey>, members: &mut Members) -> (Member, usize) {
-        let (member, number, _) = self.root_number(key, members);
-        (member, number)
     }
 }
 

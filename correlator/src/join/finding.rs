@@ -73,6 +73,10 @@ macro_rules! codes {
                 match self { $(Self::$name => $text),+ }
             }
 
+            pub fn of(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|code| code.as_str() == text)
+            }
+
             pub fn severity(self) -> Severity {
                 match self { $(Self::$name => Severity::$severity),+ }
             }
@@ -93,8 +97,14 @@ codes! {
         "What ran is not what was asked: the webhook's rule replaced an argument."
     EntryWithoutAudit "entry-without-audit" Alarm
         "A process entered a container by the container runtime, and no audit record asks for it."
+    UnexplainedSyncExec "unexplained-sync-exec" Notice
+        "A command entered a container as the kubelet's probes and hooks do. No audit record showed the pod's spec, so it is not known whether it is one."
     NamespaceEntry "namespace-entry-without-audit" Alarm
         "A process of the host entered a container's namespaces without the container runtime."
+    NamespaceEntered "namespace-entered" Alarm
+        "A program of the session ran in the mount namespace of another container, or of the host (nsenter). It still belongs to the session."
+    DaemonAsked "daemon-asked" Notice
+        "A program of the session asked a daemon of the node to run something. What the daemon ran is not below the session and not told as part of it."
     CgroupMove "cgroup-move" Alarm
         "A process of the session was moved out of its container's cgroup. It still belongs to the session."
     OtherContainer "seen-in-other-container" Alarm
@@ -108,9 +118,13 @@ codes! {
     WebhookFailedOpen "webhook-failed-open" Warning
         "An admission webhook failed and was passed over, so that no identifier was injected."
     OneRouteOnly "one-route-only" Warning
-        "Another route brought audit events from before and after this request, but none of it."
+        "Audit events came by one of the configured routes alone, and should have come by another as well."
     AuditDisagreement "audit-disagreement" Alarm
         "Audit records of the same stage of the same request differ."
+    AuditIdReused "audit-id-reused" Warning
+        "Several requests carry one audit id. Clients may choose it, and hide so from tools that keep one event of an id."
+    AuditRouteSilent "audit-route-silent" Warning
+        "Nothing comes by one of the configured routes of audit events any more. The other ones stand alone."
     ForeignPod "foreign-pod" Alarm
         "A node reports a pod that runs elsewhere by the API server's records."
     AuditGap "audit-gap" Warning
@@ -121,10 +135,16 @@ codes! {
         "Verdicts were lost, or only counted, while the session ran."
     NodeSilent "node-silent" Warning
         "Nothing is heard of a node any more. Requests no longer wait for it."
+    NodeWithoutAgent "node-without-agent" Warning
+        "A node lives and no agent ever spoke for it. What is done in its containers is not seen."
     AuditSilent "audit-silent" Warning
         "No audit event comes any more. Whoever enters a container now stays without a name."
     MonitoringChanged "monitoring-changed" Notice
         "Somebody changed what the monitoring rests on: webhook configurations, profiles, or objects of seclog."
+    NodeIdentityShared "node-identity-shared" Alarm
+        "Two agents spoke for one node at the same time: the node's key was copied. What either says may be forged."
+    NodeKeySecond "node-key-second" Alarm
+        "Another key was certified for a node whose certificate had not ended: the node's state was lost, or somebody else holds a token of its agent."
     AgentEntered "agent-entered" Alarm
         "Somebody accessed a pod of seclog itself."
 }

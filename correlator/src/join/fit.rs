@@ -1,7 +1,7 @@
 //! Could this request have made this root? Identity, container, time and argv; nothing here weighs one against another.
 
 use super::Config;
-use super::ask::Ask;
+use super::ask::Asked;
 use super::root::Root;
 use crate::audit::{AccessKind, SPO_UID};
 
@@ -28,7 +28,7 @@ pub(super) struct Fit {
 
 /// `skew`: by how much the clock of the root's node widens the window. `recorded`: some request has this identifier.
 pub(super) fn fit(
-    ask: &Ask<'_>,
+    ask: &Asked<'_>,
     root: &Root,
     config: &Config,
     skew: u64,
@@ -40,13 +40,15 @@ pub(super) fn fit(
         return None;
     }
     let container = root.container()?;
-    let containers = ask.containers();
     let (from, until) = ask.window(config, skew);
+    if !(from..=until).contains(&root.entered()) {
+        return None;
+    }
+    let containers = &ask.containers;
     let agrees = (containers.is_empty() || containers.contains(container.name.as_str()))
         && access.pod_uid.as_ref().is_none_or(|uid| container.pod_uid.is_empty() || *uid == container.pod_uid)
         && access.node.as_ref().is_none_or(|node| root.key.node.is_empty() || **node == *root.key.node)
-        && enters_as(access.kind, &root.entry.how)
-        && (from..=until).contains(&root.entered());
+        && enters_as(access.kind, &root.entry.how);
     if !agrees {
         return None;
     }
@@ -61,16 +63,14 @@ pub(super) fn fit(
     let ran = first.program.argv.as_slice();
     let whole = first.program.argv_truncated_bytes == 0;
     let is = |expected: &[String]| if whole { ran == expected } else { is_cut_from(ran, expected) };
-    let argv = match lead.spo_uid() {
-        Some(uid) => {
-            let (expected, prefixed) = rewritten(&access.argv, uid);
-            is(&expected).then_some(ArgvFit::Recorded { prefixed })?
-        }
+    let argv = match &ask.rewritten {
+        Some((expected, prefixed)) => is(expected).then_some(ArgvFit::Recorded { prefixed: *prefixed })?,
         None if is(&access.argv) => ArgvFit::Plain,
         None => {
             let uid = ran.iter().find_map(|argument| argument.strip_prefix(SPO_UID)?.strip_prefix('='))?;
             // One that another request has was made for that one.
-            (!recorded(uid) && is(&rewritten(&access.argv, uid).0)).then_some(ArgvFit::Unrecorded)?
+            (!recorded(uid) && !root.is_own_value(uid) && is(&rewritten(&access.argv, uid).0))
+                .then_some(ArgvFit::Unrecorded)?
         }
     };
     Some(Fit { argv, whole })

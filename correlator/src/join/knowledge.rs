@@ -18,6 +18,8 @@ pub(super) struct Pods {
 struct Pod {
     /// Nodes that reported it as theirs, by pod uid.
     nodes: BTreeMap<String, BTreeSet<String>>,
+    /// Pod uids whose containers a record showed.
+    specs: BTreeSet<String>,
     /// Probe and hook commands by container.
     commands: BTreeSet<(String, Vec<String>)>,
 }
@@ -25,10 +27,9 @@ struct Pod {
 impl Pods {
     /// True where this told something new.
     pub(super) fn add(&mut self, fact: PodFact, config: &Config) -> bool {
-        let PodFact { namespace, pod, uid, node, commands } = fact;
+        let PodFact { namespace, pod, uid, node, has_spec, commands } = fact;
         let key = (namespace, pod);
-        // Most pods tell nothing that is asked for later: no commands, no node.
-        if node.is_none() && commands.is_empty() {
+        if node.is_none() && !has_spec && commands.is_empty() {
             return false;
         }
         if self.pods.len() >= config.max_pods && !self.pods.contains_key(&key) {
@@ -37,6 +38,9 @@ impl Pods {
         }
         let pod = self.pods.entry(key).or_default();
         let mut news = false;
+        if has_spec && pod.specs.len() < config.facts_per_pod {
+            news |= pod.specs.insert(uid.clone());
+        }
         if pod.nodes.len() < config.facts_per_pod {
             let nodes = pod.nodes.entry(uid).or_default();
             news |= node.is_some_and(|node| nodes.insert(node));
@@ -58,6 +62,26 @@ impl Pods {
                     .iter()
                     .any(|(name, argv)| *name == container.name && argv.as_slice() == first.program.argv.as_slice())
             })
+    }
+
+    /// The nodes that run a pod of this name by the API server's records.
+    pub(super) fn nodes_of(&self, namespace: &str, pod: &str) -> impl Iterator<Item = &String> {
+        let pod = self.pods.get(&(namespace.to_owned(), pod.to_owned()));
+        pod.into_iter().flat_map(|pod| pod.nodes.values().flatten())
+    }
+
+    /// The nodes that run a pod of this name by the API server's records, where `node` is none of them.
+    pub(super) fn runs_elsewhere(&self, namespace: &str, pod: &str, node: &str) -> Option<String> {
+        let nodes: BTreeSet<&str> = self.nodes_of(namespace, pod).map(String::as_str).collect();
+        (!nodes.is_empty() && !nodes.contains(node)).then(|| nodes.into_iter().collect::<Vec<_>>().join(", "))
+    }
+
+    /// A record showed the containers of its pod, so that its probes and hooks are known.
+    pub(super) fn knows_spec(&self, root: &Root) -> bool {
+        let Some(container) = root.container() else { return false };
+        self.pods
+            .get(&(container.namespace.clone(), container.pod.clone()))
+            .is_some_and(|pod| pod.specs.contains(&container.pod_uid))
     }
 
     /// The nodes that run this pod by the API server's records, where those say that `root`'s node does not.
@@ -146,8 +170,28 @@ pub(super) struct Watermarks {
     nodes: BTreeMap<Arc<str>, Mark>,
     audit: u64,
     audit_heard: Option<u64>,
+    /// The join's `now` until which events are expected that are tried again.
+    audit_retried_until: u64,
+    /// Nodes' leases come by the stream: it is never idle for long.
+    has_leases: bool,
     /// First and last event time that came by each route.
     routes: BTreeMap<Route, (u64, u64)>,
+    /// Routes that the intake says are silent, and since when.
+    silent_routes: BTreeMap<Route, u64>,
+}
+
+/// A batching webhook holds events for 30 s, and they take their time: what comes within so long was not tried again.
+const HELD_NS: u64 = 45_000_000_000;
+
+/// How the audit stream stands: whether what asked for an entry may still come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AuditState {
+    /// What happened has come within [`Config::audit_lateness_ns`] of late.
+    OnTime,
+    /// Events are tried again, or nothing came for longer than a webhook holds its events.
+    Late,
+    /// Nothing comes any more, since then, by none of the routes that are named (none: whichever they are).
+    Silent { since: u64, routes: Vec<Route> },
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -168,18 +212,62 @@ impl Watermarks {
         }
     }
 
-    pub(super) fn audit(&mut self, until: u64, now: u64) {
+    pub(super) fn audit(&mut self, until: u64, now: u64, config: &Config) {
         self.audit = self.audit.max(until);
-        self.audit_heard(now);
+        self.audit_heard(now, config);
     }
 
-    pub(super) fn audit_heard(&mut self, now: u64) {
-        self.audit_heard = self.audit_heard.max(Some(now));
+    pub(super) fn lease(&mut self) {
+        self.has_leases = true;
     }
 
-    pub(super) fn route(&mut self, route: Route, at: u64) {
+    /// Nothing came for longer than a webhook holds its events, where something should have.
+    fn is_quiet(&self, now: u64, config: &Config) -> bool {
+        let held = config.audit_lateness_ns.max(HELD_NS);
+        self.has_leases && self.audit_heard.is_some_and(|heard| heard.saturating_add(held) < now)
+    }
+
+    pub(super) fn audit_heard(&mut self, now: u64, config: &Config) {
+        if self.is_quiet(now, config) {
+            // What could not be delivered meanwhile comes batch by batch, each when its wait is over.
+            self.audit_retried_until = now.saturating_add(config.audit_retries_ns);
+        }
+        // Before the first tick it is not known when that is.
+        self.audit_heard = self.audit_heard.max(Some(now).filter(|now| *now > 0));
+    }
+
+    /// An event of that time came by a route.
+    pub(super) fn route(&mut self, route: Route, at: u64, now: u64, config: &Config) {
         let span = self.routes.entry(route).or_insert((at, at));
         *span = (span.0.min(at), span.1.max(at));
+        let late = now.saturating_sub(at);
+        // What is older than any retry is read from a file, and says nothing of what else is to come.
+        if late > config.audit_lateness_ns.max(HELD_NS) && late <= config.audit_retries_ns.saturating_mul(2) {
+            self.audit_retried_until = now.saturating_add(config.audit_retries_ns);
+        }
+    }
+
+    /// `None`: it is heard again.
+    pub(super) fn route_silent(&mut self, route: Route, since: Option<u64>) {
+        match since {
+            Some(since) => drop(self.silent_routes.insert(route, since)),
+            None => drop(self.silent_routes.remove(&route)),
+        }
+    }
+
+    pub(super) fn audit_state(&self, now: u64, config: &Config) -> AuditState {
+        // An API server is never idle: whichever route is heard, the others' silence is no silence of the stream.
+        let all_silent = !self.silent_routes.is_empty()
+            && self.routes.keys().all(|route| self.silent_routes.contains_key(route))
+            && self.audit_heard.is_none_or(|heard| heard.saturating_add(HELD_NS) < now);
+        let routes = || self.silent_routes.keys().copied().collect();
+        if let Some(since) = self.audit_silent_since(now, config) {
+            return AuditState::Silent { since, routes: if all_silent { routes() } else { Vec::new() } };
+        }
+        if let Some(since) = self.silent_routes.values().max().filter(|_| all_silent) {
+            return AuditState::Silent { since: *since, routes: routes() };
+        }
+        if self.is_quiet(now, config) || now < self.audit_retried_until { AuditState::Late } else { AuditState::OnTime }
     }
 
     pub(super) fn has_several_routes(&self) -> bool {
@@ -205,6 +293,11 @@ impl Watermarks {
     /// Since when nothing came, where that is for too long.
     pub(super) fn audit_silent_since(&self, now: u64, config: &Config) -> Option<u64> {
         self.audit_heard.filter(|heard| heard.saturating_add(config.audit_silent_ns) < now)
+    }
+
+    /// An agent spoke for the node at least once.
+    pub(super) fn knows(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
     }
 
     pub(super) fn no_nodes(&self) -> bool {

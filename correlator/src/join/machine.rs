@@ -1,21 +1,26 @@
 //! The state, and what each input does to it. What comes of it is [`super::evaluate`]'s.
 
+use super::askers::{self, Askers};
 use super::attempt::{Attempt, RequestKey};
 use super::checks::Checks;
+use super::concluded::Concluded;
 use super::finding::{Code, Finding, FindingNote};
 use super::identifiers::{self, Identifiers};
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
+use super::leases::Leases;
 use super::place::RootPlace;
+use super::recurring::Recurring;
 use super::release::Gone;
 use super::root::{Root, RootKey};
 use super::scope::{Held, Scope};
 use super::session::{BulkCount, LossNote, Session};
 use super::skew::Skews;
-use super::{Config, Counters, Input, Route, Source, ids};
-use crate::audit::{AccessEvent, MonitoringChange, PodFact};
+use super::spo::SpoLines;
+use super::{Config, Counters, Input, Route, Source, ids, masked};
+use crate::audit::{AccessEvent, Digest, MonitoringChange, PodFact};
 use crate::timestamp::Timestamp;
 use seclog_proto::v1::node_record::Detail;
-use seclog_proto::v1::{Container, NodeRecord};
+use seclog_proto::v1::{Amendment, Container, ContainerFacts, NodeRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -43,6 +48,9 @@ pub(super) struct Rooted {
     pub(super) knowledge: u64,
     pub(super) is_dirty: bool,
     pub(super) is_probe: bool,
+    /// No session tells of it: what its programs do is no news.
+    pub(super) is_workload: bool,
+    pub(super) concluded: Option<Arc<Concluded>>,
     /// [`Root::has_verdicts`] that its scope knows of.
     told_verdicts: (bool, bool),
     pub(super) release_at: Option<u64>,
@@ -52,6 +60,7 @@ pub(super) struct Rooted {
 #[derive(Debug)]
 pub(super) struct Named {
     container: Container,
+    facts: Option<ContainerFacts>,
     pub(super) seen: u64,
 }
 
@@ -68,19 +77,28 @@ pub struct Join {
     pub(super) scopes: BTreeMap<Arc<Scope>, Held>,
     pub(super) roots: HashMap<Arc<RootKey>, Rooted>,
     pub(super) requests: usize,
+    /// Which request an audit event is of, by its digest.
+    events: HashMap<Digest, (Arc<Scope>, RequestKey)>,
     pub(super) written: HashMap<Uuid, super::evaluate::Written>,
     pub(super) identifiers: Identifiers,
     /// By node and container id.
     pub(super) containers: BTreeMap<(Arc<str>, String), Named>,
+    /// Counts without detail of containers whose names are not known yet.
+    nameless_counts: VecDeque<(Arc<str>, NodeRecord)>,
     pub(super) pods: Pods,
     pub(super) losses: Losses,
     pub(super) checks: Checks,
     /// Losses whose sessions are not yet looked for.
     pub(super) fresh_losses: Vec<Loss>,
     pub(super) skews: Skews,
+    pub(super) askers: Askers,
+    pub(super) spo: SpoLines,
+    pub(super) leases: Leases,
+    pub(super) recurring: Recurring,
     findings: VecDeque<Finding>,
     /// What was told of silence: each node's, and the audit stream's.
     pub(super) told_silent: BTreeSet<String>,
+    pub(super) audit_is_silent: bool,
     pub(super) watermarks: Watermarks,
     /// Scopes with something that changed.
     pub(super) dirty: BTreeSet<Arc<Scope>>,
@@ -105,16 +123,23 @@ impl Join {
             scopes: BTreeMap::new(),
             roots: HashMap::new(),
             requests: 0,
+            events: HashMap::new(),
             written: HashMap::new(),
             identifiers: Identifiers::default(),
             containers: BTreeMap::new(),
+            nameless_counts: VecDeque::new(),
             pods: Pods::default(),
             losses: Losses::default(),
             checks: Checks::default(),
             fresh_losses: Vec::new(),
             skews: Skews::default(),
+            askers: Askers::default(),
+            spo: SpoLines::default(),
+            leases: Leases::default(),
+            recurring: Recurring::default(),
             findings: VecDeque::new(),
             told_silent: BTreeSet::new(),
+            audit_is_silent: false,
             watermarks: Watermarks::default(),
             dirty: BTreeSet::new(),
             due: BTreeSet::new(),
@@ -132,14 +157,23 @@ impl Join {
     pub fn apply(&mut self, input: Input) -> Vec<Session> {
         match input {
             Input::Node { node, record } => self.node_record(&node, record),
-            Input::Audit { route, event } => {
-                self.watermarks.audit_heard(self.now);
-                self.watermarks.route(route, event.stage_time);
+            Input::Audit { route, mut event } => {
+                if let Some(rules) = &self.config.masking {
+                    masked::access(rules, &mut event);
+                }
+                self.watermarks.audit_heard(self.now, &self.config);
+                self.watermarks.route(route, event.stage_time, self.now, &self.config);
                 self.audit_event(route, *event);
             }
             Input::Pod(fact) => {
-                self.watermarks.audit_heard(self.now);
-                self.pod(fact);
+                self.watermarks.audit_heard(self.now, &self.config);
+                self.pod(self.masked_pod(&fact));
+            }
+            Input::Spo(line) => self.spo_line(*line),
+            Input::Lease(lease) => {
+                self.watermarks.audit_heard(self.now, &self.config);
+                self.watermarks.lease();
+                self.leases.add(&lease.node, self.now);
             }
             Input::Monitoring(change) => self.monitoring(change),
             Input::NodeCheck { node, status } => {
@@ -148,13 +182,34 @@ impl Join {
                     self.mark_node(&node);
                 }
             }
+            Input::SharedIdentity { node, peers, time } => self.shared_identity(&node, peers, time),
+            Input::AuditSeen { route, digest, stage_time } => {
+                self.watermarks.audit_heard(self.now, &self.config);
+                self.watermarks.route(route, stage_time, self.now, &self.config);
+                self.audit_seen(route, digest);
+            }
+            Input::AuditRoute { route, silent_since } => {
+                self.watermarks.route_silent(route, silent_since);
+                if let Some(since) = silent_since {
+                    let text = format!("no audit event came by {route} since {}", Timestamp(since));
+                    let subject = format!("{route} {since}");
+                    let records = vec![format!("audit/{route}")];
+                    self.audit_finding(Code::AuditRouteSilent, since, &subject, text, records);
+                }
+            }
+            Input::AuditFinding { code, time, subject, text, records } => {
+                self.audit_finding(code, time, &subject, text, records);
+            }
+            Input::SecondKey { node, serial, peer, time } => self.second_key(&node, &serial, &peer, time),
             Input::AuditLoss { source, reason, from, until, count } => {
                 let (from, until) = (Timestamp(from), Timestamp(until));
                 let note = LossNote { stream: "audit".to_owned(), source, reason, from, until, count };
                 self.loss(Loss { node: None, note });
             }
             Input::Watermark { source: Source::Node(node), until } => self.watermarks.node(node, until, self.now),
-            Input::Watermark { source: Source::Audit, until } => self.watermarks.audit(until, self.now),
+            Input::Watermark { source: Source::Audit, until } => {
+                self.watermarks.audit(until, self.now, &self.config);
+            }
             Input::Clock { node, sent, received } => {
                 if self.skews.sample(&node, sent, received, &self.config) {
                     self.replace_all();
@@ -163,6 +218,24 @@ impl Join {
             Input::Now(now) => return self.tick(now),
         }
         Vec::new()
+    }
+
+    /// A fact of pods or main processes that was known before what is to come: it is no sign that a stream is alive.
+    pub fn recall(&mut self, fact: Input) {
+        match fact {
+            Input::Node { node, record } => self.node_record(&node, record),
+            Input::Pod(fact) => self.pod(self.masked_pod(&fact)),
+            _ => {}
+        }
+    }
+
+    /// As it is kept.
+    pub fn masked_pod(&self, fact: &PodFact) -> PodFact {
+        let mut fact = fact.clone();
+        if let Some(rules) = &self.config.masking {
+            masked::pod(rules, &mut fact);
+        }
+        fact
     }
 
     pub fn counters(&self) -> Counters {
@@ -183,6 +256,10 @@ impl Join {
             self.loss(Loss { node: Some(Arc::clone(node)), note });
             return;
         }
+        if let Some(Detail::Amendment(amendment)) = record.detail {
+            self.amend(node, record.container, amendment);
+            return;
+        }
         let Some(key) = RootKey::of(node, &record) else {
             self.counters.outside_roots += 1;
             return;
@@ -190,10 +267,16 @@ impl Join {
         let mut record = record;
         self.name_container(node, &mut record);
         if let Some(Detail::VerdictCount(_)) = record.detail {
-            self.bulk_count(record);
+            self.bulk_count(node, record);
             return;
         }
         let verdicts = matches!(record.detail, Some(Detail::Verdict(_)));
+        if let Some(Detail::ProcessStart(start)) = &record.detail
+            && let Some(program) = askers::asks(&start.filename)
+        {
+            let id = ids::of_root(&self.config.cluster, &key);
+            self.asked_a_daemon(node, record.time_unix_ns, id, program);
+        }
         if let Some(rooted) = self.roots.get_mut(&key) {
             rooted.root.add(record, &self.config, self.now);
             if rooted.root.retired {
@@ -209,7 +292,7 @@ impl Join {
                 return;
             }
             let unchanged = rooted.face == Some(rooted.root.face);
-            let quiet = unchanged && (rooted.is_dirty || rooted.root.retired);
+            let quiet = unchanged && (rooted.is_dirty || rooted.is_workload || rooted.root.retired);
             if !quiet {
                 let key = Arc::clone(&rooted.root.key);
                 self.look_at_root(&key);
@@ -228,6 +311,7 @@ impl Join {
         let key = Arc::new(key);
         let mut root = Root::new(id, Arc::clone(&key));
         root.add(record, &self.config, self.now);
+        self.add_known_facts(&mut root);
         let scope = Arc::new(scope_of(&root));
         let rooted = Rooted {
             root,
@@ -238,6 +322,8 @@ impl Join {
             knowledge: 0,
             is_dirty: false,
             is_probe: false,
+            is_workload: false,
+            concluded: None,
             release_at: None,
             told_verdicts: (false, false),
         };
@@ -253,8 +339,7 @@ impl Join {
         let Some(rooted) = self.roots.get_mut(key) else { return };
         rooted.is_dirty = true;
         if rooted.face == Some(rooted.root.face) {
-            let scope = Arc::clone(&rooted.scope);
-            self.mark_root(&scope, key);
+            self.tell_again(&Element::Root(Arc::clone(key)));
             return;
         }
         rooted.face = Some(rooted.root.face);
@@ -288,6 +373,13 @@ impl Join {
             held.dirty_asks.extend(attaches);
         }
         self.mark_root(&scope, key);
+        let repeated = self
+            .roots
+            .get(key)
+            .map(|rooted| self.recurring.add(&scope, &rooted.root, self.now, self.config.max_commands));
+        for first in repeated.into_iter().flatten() {
+            self.mark(&Element::Root(first));
+        }
         for uid in old_marked.difference(&marked) {
             self.identifiers.forget_root(uid, key);
             self.mark_holders(uid);
@@ -310,15 +402,21 @@ impl Join {
         }
         let roots: Vec<Arc<RootKey>> = if news { held.roots.iter().map(Arc::clone).collect() } else { Vec::new() };
         for key in roots {
-            self.mark(&Element::Root(key), true);
+            self.mark(&Element::Root(key));
         }
     }
 
-    fn bulk_count(&mut self, record: NodeRecord) {
-        let (Some(Detail::VerdictCount(count)), Some(container)) = (record.detail, record.container) else { return };
-        if container.pod_name.is_empty() {
+    fn bulk_count(&mut self, node: &Arc<str>, record: NodeRecord) {
+        let nameless = record.container.as_ref().is_some_and(|container| container.pod_name.is_empty());
+        if nameless {
+            // An amendment may name it.
+            if self.nameless_counts.len() >= self.config.counts_per_pod {
+                self.nameless_counts.pop_front();
+            }
+            self.nameless_counts.push_back((Arc::clone(node), record));
             return;
         }
+        let (Some(Detail::VerdictCount(count)), Some(container)) = (record.detail, record.container) else { return };
         let scope = Arc::new(Scope::Pod { namespace: container.pod_namespace, pod: container.pod_name });
         let held = self.scopes.entry(scope).or_default();
         if held.counts.len() >= self.config.counts_per_pod {
@@ -341,12 +439,12 @@ impl Join {
         let roots: Vec<Arc<RootKey>> = in_it.map(Arc::clone).collect();
         held.counts.insert(record.id, count);
         for key in roots {
-            self.mark(&Element::Root(key), true);
+            self.mark(&Element::Root(key));
         }
     }
 
     fn monitoring(&mut self, change: MonitoringChange) {
-        self.watermarks.audit_heard(self.now);
+        self.watermarks.audit_heard(self.now, &self.config);
         let MonitoringChange { time, user, verb, object, audit_id } = change;
         let subject = format!("{time} {audit_id} {user} {verb} {object}");
         let note = FindingNote::new(
@@ -356,6 +454,21 @@ impl Join {
             format!("{user} did {verb} {object}"),
             vec![audit_id],
         );
+        self.found(note.line(&self.config.cluster, Timestamp(time), None));
+    }
+
+    fn shared_identity(&mut self, node: &Arc<str>, peers: Vec<String>, time: u64) {
+        let text = format!("two agents speak for node {node}: {}", peers.join(" and "));
+        let subject = format!("{node} {time}");
+        let records = vec![format!("node/{node}")];
+        let note = FindingNote::new(Code::NodeIdentityShared, &self.config.cluster, &subject, text, records);
+        self.found(note.line(&self.config.cluster, Timestamp(time), None));
+    }
+
+    fn second_key(&mut self, node: &Arc<str>, serial: &str, peer: &str, time: u64) {
+        let text = format!("another key was certified for node {node}, asked from {peer}: certificate {serial}");
+        let records = vec![format!("node/{node}"), format!("certificate/{serial}")];
+        let note = FindingNote::new(Code::NodeKeySecond, &self.config.cluster, serial, text, records);
         self.found(note.line(&self.config.cluster, Timestamp(time), None));
     }
 
@@ -382,21 +495,44 @@ impl Join {
         }
     }
 
-    /// Something is to be told anew although nothing of it changed.
-    pub(super) fn mark(&mut self, element: &Element, with_knowledge: bool) {
+    /// Its time has come, or its programs did something.
+    pub(super) fn tell_again(&mut self, element: &Element) {
+        let scope = match element {
+            Element::Root(key) => {
+                let Some(rooted) = self.roots.get_mut(key) else { return };
+                rooted.is_dirty = true;
+                let Some(held) = self.scopes.get_mut(&rooted.scope) else { return };
+                held.roots_again.insert(Arc::clone(key));
+                &rooted.scope
+            }
+            Element::Ask(scope, key) => {
+                let Some(held) = self.scopes.get_mut(scope) else { return };
+                held.asks_again.insert(Arc::clone(key));
+                scope
+            }
+        };
+        if !self.dirty.contains(scope) {
+            self.dirty.insert(Arc::clone(scope));
+        }
+    }
+
+    /// Something that is known besides its own records changed.
+    pub(super) fn mark(&mut self, element: &Element) {
         match element {
             Element::Root(key) => {
                 let Some(rooted) = self.roots.get_mut(key) else { return };
-                rooted.knowledge += u64::from(with_knowledge);
+                rooted.knowledge += 1;
                 rooted.is_dirty = true;
                 let scope = Arc::clone(&rooted.scope);
                 self.mark_root(&scope, key);
             }
             Element::Ask(scope, key) => {
                 let Some(held) = self.scopes.get_mut(scope) else { return };
-                if let Some(ask) = held.asks.get_mut(key) {
-                    ask.knowledge += u64::from(with_knowledge);
-                    held.dirty_asks.insert(Arc::clone(key));
+                // A retry stands with the first try.
+                let first = Arc::clone(held.first_of(key));
+                if let Some(ask) = held.asks.get_mut(&first) {
+                    ask.knowledge += 1;
+                    held.dirty_asks.insert(first);
                     self.dirty.insert(Arc::clone(scope));
                 }
             }
@@ -405,13 +541,13 @@ impl Join {
 
     /// Whoever has this identifier may have it alone no longer, or again; and whoever could have been meant by it may not
     /// be any more.
-    fn mark_holders(&mut self, uid: &str) {
+    pub(super) fn mark_holders(&mut self, uid: &str) {
         let (requests, roots) = self.identifiers.holders(uid);
         for (scope, request) in requests {
-            self.mark(&Element::Ask(scope, request), true);
+            self.mark(&Element::Ask(scope, request));
         }
         for key in roots {
-            self.mark(&Element::Root(Arc::clone(&key)), true);
+            self.mark(&Element::Root(Arc::clone(&key)));
             let Some(rooted) = self.roots.get(&key) else { continue };
             if let Some(held) = self.scopes.get_mut(&rooted.scope) {
                 let near: Vec<RequestKey> =
@@ -430,7 +566,7 @@ impl Join {
         let roots = self.roots.keys().filter(|key| key.node == *node).map(|key| Element::Root(Arc::clone(key)));
         let elements: Vec<Element> = asks.chain(roots).collect();
         for element in elements {
-            self.mark(&element, true);
+            self.mark(&element);
         }
     }
 
@@ -452,7 +588,7 @@ impl Join {
                 container.clone_from(&known.container);
             }
         } else if !container.pod_name.is_empty() && self.containers.len() < self.config.max_containers {
-            self.containers.insert(key, Named { container: container.clone(), seen: self.now });
+            self.containers.insert(key, Named { container: container.clone(), facts: None, seen: self.now });
             let named = container.clone();
             self.name_roots(node, &named);
         }
@@ -479,8 +615,88 @@ impl Join {
         }
     }
 
+    /// What became known of a container after records of it had come without.
+    fn amend(&mut self, node: &Arc<str>, container: Option<Container>, amendment: Amendment) {
+        self.counters.amendments += 1;
+        let Some(container) = container.filter(|container| !container.id.is_empty() && !container.pod_name.is_empty())
+        else {
+            return;
+        };
+        let key = (Arc::clone(node), container.id.clone());
+        if self.containers.len() >= self.config.max_containers && !self.containers.contains_key(&key) {
+            return;
+        }
+        let named = Named { container: container.clone(), facts: amendment.container_facts, seen: self.now };
+        self.containers.insert(key, named);
+        self.name_roots(node, &container);
+        let (counts, others) = std::mem::take(&mut self.nameless_counts)
+            .into_iter()
+            .partition(|(of, record)| *of == *node && is_in(record, &container.id));
+        self.nameless_counts = others;
+        for (_, mut record) in counts {
+            record.container = Some(container.clone());
+            self.bulk_count(node, record);
+        }
+        let here: Vec<Arc<RootKey>> = self
+            .roots
+            .iter()
+            .filter(|(key, rooted)| key.node == *node && rooted.root.has_container(&container.id))
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in here {
+            let Some(mut rooted) = self.roots.remove(&key) else { continue };
+            self.add_known_facts(&mut rooted.root);
+            self.roots.insert(Arc::clone(&key), rooted);
+            self.look_at_root(&key);
+        }
+    }
+
+    /// Another root of the container may have told, or an amendment.
+    fn add_known_facts(&mut self, root: &mut Root) {
+        let Some(id) = root.container().map(|container| container.id.clone()).filter(|id| !id.is_empty()) else {
+            return;
+        };
+        let Some(named) = self.containers.get_mut(&(Arc::clone(&root.key.node), id)) else { return };
+        match (root.facts(), &named.facts) {
+            (None, Some(facts)) => root.add_facts(facts.clone()),
+            (Some(facts), None) => named.facts = Some(facts.clone()),
+            _ => {}
+        }
+    }
+
+    /// What begins on that node soon after may have come of it.
+    fn asked_a_daemon(&mut self, node: &Arc<str>, time: u64, root: Uuid, program: &'static str) {
+        self.askers.add(node, time, root, program);
+        let after: Vec<Arc<RootKey>> = self
+            .roots
+            .iter()
+            .filter(|(key, rooted)| key.node == *node && Askers::may_follow(time, rooted.root.entered()))
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in after {
+            self.mark(&Element::Root(key));
+        }
+    }
+
+    fn audit_finding(&mut self, code: Code, time: u64, subject: &str, text: String, records: Vec<String>) {
+        let note = FindingNote::new(code, &self.config.cluster, subject, text, records);
+        self.found(note.line(&self.config.cluster, Timestamp(time), None));
+    }
+
+    /// A known event came by another route.
+    fn audit_seen(&mut self, route: Route, digest: Digest) {
+        let Some((scope, key)) = self.events.get(&digest).cloned() else { return };
+        let Some(held) = self.scopes.get_mut(&scope) else { return };
+        let Some(attempt) = held.attempts.get_mut(&key) else { return };
+        if attempt.seen_by(route, self.now) {
+            held.refold(&key, &self.config, self.skews.widest());
+            self.dirty.insert(scope);
+        }
+    }
+
     fn audit_event(&mut self, route: Route, event: AccessEvent) {
         self.counters.audit_events += 1;
+        let digest = event.digest;
         let scope = Scope::Pod { namespace: event.access.namespace.clone(), pod: event.access.pod.clone() };
         let scope = match self.scopes.get_key_value(&scope) {
             Some((known, _)) => Arc::clone(known),
@@ -514,6 +730,9 @@ impl Join {
                 (key, None, uid)
             }
         };
+        if held.attempts.get_mut(&key).is_some_and(|attempt| attempt.remember(digest)) {
+            self.events.insert(digest, (Arc::clone(&scope), Arc::clone(&key)));
+        }
         held.refold(&key, &self.config, self.skews.widest());
         self.dirty.insert(Arc::clone(&scope));
         if before != after {
@@ -523,6 +742,7 @@ impl Join {
             }
             if let Some(uid) = after {
                 self.identifiers.record(&uid, &scope, &key);
+                self.spo.recorded(&uid);
                 self.mark_holders(&uid);
             }
         }
@@ -537,7 +757,7 @@ impl Join {
         let asks = held.asks.keys().map(|key| Element::Ask(Arc::clone(scope), Arc::clone(key)));
         let elements: Vec<Element> = asks.chain(held.roots.iter().map(Arc::clone).map(Element::Root)).collect();
         for element in elements {
-            self.mark(&element, true);
+            self.mark(&element);
         }
     }
 
@@ -581,7 +801,7 @@ impl Join {
             }
         }
         for element in elements {
-            self.mark(&element, true);
+            self.mark(&element);
         }
     }
 
@@ -625,9 +845,16 @@ impl Join {
             if let Some(uid) = attempt.spo_uid() {
                 self.identifiers.forget_request(uid, scope, &attempt.identity);
             }
+            for digest in attempt.digests() {
+                self.events.remove(digest);
+            }
             self.gone.add(attempt.id, self.now);
         }
     }
+}
+
+fn is_in(record: &NodeRecord, container: &str) -> bool {
+    record.container.as_ref().is_some_and(|of| of.id == container)
 }
 
 fn scope_of(root: &Root) -> Scope {

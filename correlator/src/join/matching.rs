@@ -2,16 +2,22 @@
 //! possible ones, and which cannot be told apart.
 
 use super::Config;
-use super::ask::Ask;
+use super::ask::{Ask, Asked};
+use super::askers::Askers;
 use super::checks::Checks;
 use super::fit::{ArgvFit, Fit};
 use super::forced::{Forced, forced};
 use super::identifiers::Identifiers;
 use super::knowledge::{Losses, Pods};
-use super::root::Root;
+use super::recurring::Recurring;
+use super::root::{Root, RootKey};
+use super::scope::Scope;
 use super::skew::Skews;
+use super::spo::SpoLines;
 use crate::audit::SPO_UID;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
 
 /// What matching needs to look at besides the two sides.
 #[derive(Debug, Clone, Copy)]
@@ -22,13 +28,17 @@ pub(super) struct Around<'a> {
     pub(super) checks: &'a Checks,
     pub(super) identifiers: &'a Identifiers,
     pub(super) skews: &'a Skews,
+    pub(super) askers: &'a Askers,
+    pub(super) spo: &'a SpoLines,
+    pub(super) recurring: &'a Recurring,
+    pub(super) scope: &'a Arc<Scope>,
 }
 
 /// Requests and roots that are connected by what fits; nothing in it fits anything outside of it, but for those that are
 /// crowded.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Component<'a> {
-    pub(super) asks: Vec<Ask<'a>>,
+    pub(super) asks: Vec<Rc<Asked<'a>>>,
     pub(super) roots: Vec<&'a Root>,
     /// By index of request and root.
     pub(super) pairs: BTreeMap<(usize, usize), Fit>,
@@ -36,7 +46,7 @@ pub(super) struct Component<'a> {
     pub(super) is_cut: bool,
     /// Requests and roots that fit more than [`Config::max_candidates`], and some of those, not all in here.
     pub(super) crowded_asks: BTreeMap<usize, Vec<&'a Root>>,
-    pub(super) crowded_roots: BTreeMap<usize, Vec<Ask<'a>>>,
+    pub(super) crowded_roots: BTreeMap<usize, Vec<Rc<Asked<'a>>>>,
 }
 
 /// One session's worth: a request, a root, or a pair, by index.
@@ -65,6 +75,23 @@ pub(super) enum Bond {
     /// Too many could be it.
     Crowded,
     Alone,
+}
+
+impl Unit {
+    pub(super) fn is_crowded(&self) -> bool {
+        matches!(self.bond, Bond::Crowded)
+    }
+}
+
+impl Around<'_> {
+    /// The kubelet runs it by itself; or, where the pod's probes are not known, it repeats what was told before.
+    pub(super) fn is_probe(&self, root: &Root) -> bool {
+        self.pods.is_probe(root) || self.repeats(root).is_some()
+    }
+
+    pub(super) fn repeats(&self, root: &Root) -> Option<&Arc<RootKey>> {
+        self.recurring.before(self.scope, root).filter(|_| !self.pods.knows_spec(root))
+    }
 }
 
 pub(super) fn units(component: &Component<'_>, around: Around<'_>) -> Vec<Unit> {
@@ -166,6 +193,9 @@ fn doubts_about(root: &Root, around: Around<'_>) -> Vec<String> {
         doubts
             .push("the command is also a probe or hook of this container, which the kubelet runs by itself".to_owned());
     }
+    if !around.pods.knows_spec(root) && around.recurring.recurs(around.scope, root) {
+        doubts.push("the command recurs in this container, as the kubelet's probes do".to_owned());
+    }
     if root.entry.how == "unknown" {
         doubts.push("how the root entered the container was not seen".to_owned());
     }
@@ -184,7 +214,7 @@ fn only_pair(
     pair: Unit,
     fit: &Fit,
     eliminated: bool,
-    asks: &[Ask<'_>],
+    asks: &[Rc<Asked<'_>>],
     roots: &[&Root],
     around: Around<'_>,
 ) -> Vec<Unit> {
@@ -242,7 +272,7 @@ fn exact_reasons(ask: &Ask<'_>, root: &Root, fit: &Fit, around: Around<'_>) -> O
     let mut why = vec![format!("the API server recorded {SPO_UID}={uid} for this request and no other")];
     match &fit.argv {
         ArgvFit::Recorded { prefixed } => {
-            if root.entry.how == "unknown" || around.identifiers.carriers(uid) != 1 {
+            if root.entry.how == "unknown" || around.identifiers.carriers(uid) != 1 || root.is_own_value(uid) {
                 return None;
             }
             let place = if *prefixed { "behind env" } else { "in place of an argument that named it" };
@@ -257,6 +287,8 @@ fn exact_reasons(ask: &Ask<'_>, root: &Root, fit: &Fit, around: Around<'_>) -> O
             let variable = format!("{SPO_UID}={uid}");
             let place = if first.program.environment.contains(&variable) {
                 "the environment of the container's main process has it"
+            } else if root.facts().is_some_and(|facts| facts.own_environment.contains(&variable)) {
+                "the environment that the runtime started the container with has it"
             } else if first.program.environment_searched.is_empty() && stored_uid.as_deref() == Some(uid) {
                 "the node did not search the environment, but the pod as the API server stored it has it in that of this \
                  container"

@@ -8,8 +8,11 @@
 //! away is counted in [`Counters`].
 
 mod ask;
+mod askers;
 mod attempt;
 mod checks;
+mod component;
+mod concluded;
 mod config;
 mod evaluate;
 pub mod finding;
@@ -19,15 +22,19 @@ mod identifiers;
 mod ids;
 mod input;
 mod knowledge;
+mod leases;
 mod machine;
+mod masked;
 mod matching;
 mod notes;
 mod place;
+mod recurring;
 mod release;
 mod root;
 mod scope;
 pub mod session;
 mod skew;
+mod spo;
 mod story;
 mod telling;
 
@@ -39,6 +46,10 @@ pub use machine::Join;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     pub node_records: u64,
+    /// Names of containers that came after records of them.
+    pub amendments: u64,
+    /// Lines of SPO's JSON enricher.
+    pub spo_lines: u64,
     /// Records that belong to no session root.
     pub outside_roots: u64,
     pub audit_events: u64,

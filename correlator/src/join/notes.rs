@@ -2,6 +2,7 @@
 
 use super::Config;
 use super::ask::Ask;
+use super::askers;
 use super::finding::{Code, FindingNote};
 use super::fit::ArgvFit;
 use super::root::Root;
@@ -9,6 +10,7 @@ use super::session::{BulkCount, Evidence, Kind, LossNote, Sees, Session};
 use super::telling::Teller;
 use crate::audit::{OWN_NAMESPACE, SPO_UID};
 use std::collections::BTreeSet;
+use uuid::Uuid;
 
 /// How long a verdict may come after its program's start, nanoseconds.
 const VERDICT_WITHIN_NS: u64 = 10_000_000_000;
@@ -18,12 +20,14 @@ const DETACHED: &str = "what was typed ran below the main process, and is not to
 const BYTES: &str = "what goes through a forwarded port is in no record";
 
 impl Teller<'_> {
+    /// `unsettled`: why a request may still come for a root that none is known of.
     pub(super) fn add_findings(
         &self,
         session: &mut Session,
         ask: Option<&Ask<'_>>,
         root: Option<&Root>,
         argv: Option<&ArgvFit>,
+        unsettled: Option<&str>,
     ) {
         if let Some(ask) = ask {
             self.findings_of_request(ask, session);
@@ -35,17 +39,28 @@ impl Teller<'_> {
                 );
                 self.find(session, Code::ArgvDiffers, &root.id.to_string(), text, first_record(root));
             }
-            self.findings_of_root(root, session);
+            self.findings_of_root(root, unsettled, session);
         }
-        if !session.claims.is_empty() {
-            let records = session.ran.iter().filter(|ran| ran.argv.iter().any(|argument| argument.contains(SPO_UID)));
-            let records: Vec<String> = records.map(|ran| ran.record.clone()).collect();
-            let text = session.claims.join("; ");
-            let subject = ask.map(|ask| ask.id).or(root.map(|root| root.id)).unwrap_or_default().to_string();
-            self.find(session, Code::IdentifierForged, &subject, text, records);
-        }
+        let subject = ask.map(|ask| ask.id).or(root.map(|root| root.id)).unwrap_or_default();
+        self.claims_found(session, subject);
         let losses = session.losses.clone();
         self.findings_of_losses(&losses, root.is_some(), session);
+    }
+
+    /// What a client or process claims is a finding.
+    pub(super) fn claims_found(&self, session: &mut Session, subject: Uuid) {
+        session.findings.retain(|finding| finding.code != Code::IdentifierForged);
+        if !session.claims.is_empty() {
+            let records = session.ran.iter().filter(|ran| ran.argv.iter().any(|argument| argument.contains(SPO_UID)));
+            let mut records: Vec<String> = records.map(|ran| ran.record.clone()).collect();
+            if records.is_empty() {
+                // Only the request names it, or an environment, which has no record of its own.
+                records.extend(session.request.iter().map(|request| request.audit_id.clone()));
+                records.extend(session.ran.first().map(|ran| ran.record.clone()));
+            }
+            let text = session.claims.join("; ");
+            self.find(session, Code::IdentifierForged, &subject.to_string(), text, records);
+        }
     }
 
     fn find(&self, session: &mut Session, code: Code, subject: &str, text: String, records: Vec<String>) {
@@ -56,7 +71,7 @@ impl Teller<'_> {
         let attempts = || ask.tries.iter().chain(&ask.attaches);
         let subject = ask.id.to_string();
         let audit_ids: Vec<String> = attempts().map(|attempt| attempt.identity.audit_id.clone()).collect();
-        let webhooks: BTreeSet<&String> = attempts().flat_map(|attempt| &attempt.failed_open).collect();
+        let webhooks: BTreeSet<&str> = attempts().flat_map(|attempt| attempt.failed_open()).collect();
         for webhook in webhooks {
             let text =
                 format!("the admission webhook {webhook} failed and was passed over: no identifier was injected");
@@ -82,7 +97,12 @@ impl Teller<'_> {
             let (requests, carriers) = (self.around.identifiers.requests(uid), self.around.identifiers.carriers(uid));
             if requests > 1 || carriers > 1 {
                 let text = format!("its identifier stands in {requests} requests and {carriers} roots");
-                self.find(session, Code::IdentifierReused, &subject, text, audit_ids);
+                self.find(session, Code::IdentifierReused, &subject, text, audit_ids.clone());
+            }
+            let elsewhere = self.spo_elsewhere(ask, uid);
+            if !elsewhere.is_empty() {
+                let text = format!("SPO reports its identifier of processes elsewhere: {}", elsewhere.join(", "));
+                self.find(session, Code::IdentifierReused, &format!("{subject} spo"), text, audit_ids);
             }
         }
     }
@@ -96,20 +116,36 @@ impl Teller<'_> {
         (!missing.is_empty() && lead.routes.len() == 1).then(|| missing.join(", "))
     }
 
-    fn findings_of_root(&self, root: &Root, session: &mut Session) {
+    fn findings_of_root(&self, root: &Root, unsettled: Option<&str>, session: &mut Session) {
         let subject = root.id.to_string();
         if session.kind == Kind::NodeEntry && session.evidence == Evidence::NodeOnly {
             let (code, text) = match root.entry.how.as_str() {
                 "namespace_entry" => (Code::NamespaceEntry, "a process of the host entered the container's namespaces"),
+                "exec_sync" if !self.around.pods.knows_spec(root) => (
+                    Code::UnexplainedSyncExec,
+                    "a command entered as the kubelet's probes do, and no record tells of any",
+                ),
                 _ => (Code::EntryWithoutAudit, "a process entered the container, and no audit record asks for it"),
             };
-            self.find(session, code, &subject, text.to_owned(), first_record(root));
+            let text = unsettled.map_or_else(|| text.to_owned(), |note| format!("{text} ({note})"));
+            self.find(session, code, &subject, text, first_record(root));
+            let pod = root.container().filter(|container| container.namespace == OWN_NAMESPACE);
+            if let Some(container) = pod {
+                let text = format!("a process entered pod {} of seclog itself", container.pod);
+                self.find(session, Code::AgentEntered, &subject, text, first_record(root));
+            }
         }
         for other in root.other_containers() {
             let name = if other.name.is_empty() { &other.id } else { &other.name };
             let text = format!("processes of it were also seen in container {name:?}");
             self.find(session, Code::OtherContainer, &format!("{subject} {}", other.id), text, first_record(root));
         }
+        for (whose, (_, record)) in &root.entered_others {
+            let place = if whose == "host" { "the host".to_owned() } else { format!("container {whose:?}") };
+            let text = format!("a program of it ran in the mount namespace of {place}");
+            self.find(session, Code::NamespaceEntered, &format!("{subject} {whose}"), text, vec![record.clone()]);
+        }
+        self.daemons_asked(root, session);
         for (record, moved) in &root.moves {
             let to = if moved.to_container.is_empty() {
                 format!("out of every container (cgroup {:?})", moved.to_path)
@@ -133,6 +169,25 @@ impl Teller<'_> {
             self.find(session, Code::ActivityAfterClose, &subject, text, after);
         }
         self.suppressed(root, session);
+    }
+
+    /// Only where the container reaches the node: elsewhere a daemon is the container's own.
+    fn daemons_asked(&self, root: &Root, session: &mut Session) {
+        let privileged = root.facts().is_some_and(|facts| facts.privileged == "yes");
+        let reaches_node = privileged || session.kind == Kind::DebugNode || root.entered_others.contains_key("host");
+        let asked = root
+            .starts
+            .iter()
+            .filter_map(|((_, record), start)| Some((askers::asks(&start.program.filename)?, record.clone())));
+        let asked: Vec<(&str, String)> = asked.filter(|_| reaches_node).collect();
+        if asked.is_empty() {
+            return;
+        }
+        let programs: BTreeSet<&str> = asked.iter().map(|(program, _)| *program).collect();
+        let programs = programs.into_iter().collect::<Vec<_>>().join(", ");
+        let text = format!("it ran {programs}: what a daemon ran for it is not told as part of this session");
+        let records = asked.into_iter().map(|(_, record)| record).collect();
+        self.find(session, Code::DaemonAsked, &root.id.to_string(), text, records);
     }
 
     /// The container's profile logs execve, so each program that started has its verdict, unless something outranked it.
@@ -161,7 +216,7 @@ impl Teller<'_> {
     }
 
     fn verdicts_are_in(&self, root: &Root) -> bool {
-        self.all || root.arrived.saturating_add(VERDICT_WITHIN_NS) <= self.now
+        self.moment.all || root.arrived.saturating_add(VERDICT_WITHIN_NS) <= self.now
     }
 
     fn findings_of_losses(&self, losses: &[LossNote], ran: bool, session: &mut Session) {

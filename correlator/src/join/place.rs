@@ -143,7 +143,7 @@ fn remove<K: Ord>(shelf: &mut Shelf<K>, at: (Bucket, u64), key: &K) {
 }
 
 /// Equal for what was asked and for whatever SPO's rule makes of it.
-fn argv_hash(argv: &[String]) -> u64 {
+pub(super) fn argv_hash(argv: &[String]) -> u64 {
     let mut hasher = DefaultHasher::new();
     let rest = if starts_prefixed(argv) { argv.get(2..).unwrap_or_default() } else { argv };
     for argument in rest {

@@ -99,6 +99,16 @@ impl Join {
         }
     }
 
+    /// Nothing that was heard before this time is needed for what may still change, as far as it is about sessions. What is
+    /// known of pods and of main processes may be older.
+    pub fn needs_since(&self) -> u64 {
+        let roots = self.roots.values().filter(|rooted| !rooted.root.retired).map(|rooted| rooted.root.first_seen);
+        let asks = self.scopes.values().flat_map(|held| held.asks.keys()).map(|first| first.received);
+        let oldest = roots.chain(asks).min().unwrap_or(self.now);
+        let before = self.config.debug_start_within_ns.saturating_add(self.config.max_skew_ns);
+        oldest.saturating_sub(before).max(self.now.saturating_sub(self.config.longest_ns))
+    }
+
     /// What is not bound to one session.
     pub(super) fn forget(&mut self) {
         let long_ago = self.now.saturating_sub(self.config.longest_ns);
@@ -110,7 +120,18 @@ impl Join {
         }
         let heard_of = self.now.saturating_sub(self.config.longest_ns);
         self.containers.retain(|_, named| named.seen >= heard_of);
+        // Where a stream never comes again, nobody waits for it for ever.
+        for waits in [&mut self.waits_for_nodes, &mut self.waits_for_audit] {
+            while waits.first().is_some_and(|(until, _)| *until < long_ago) {
+                waits.pop_first();
+            }
+        }
+        self.askers.forget(self.now.saturating_sub(self.config.horizon_ns));
         self.losses.forget_before(heard_of);
+        let horizon = self.config.horizon_ns.saturating_add(self.config.debug_start_within_ns);
+        self.leases.forget_before(heard_of);
+        self.spo.forget_before(heard_of, self.now.saturating_sub(horizon));
+        self.recurring.forget_before(heard_of);
         let remembered = self.config.horizon_ns.saturating_mul(4);
         self.gone.forget(self.now.saturating_sub(remembered), self.config.max_gone);
         // Retired main processes are told of no more: when they have ended, nobody attaches to them either.

@@ -72,6 +72,10 @@ pub(super) struct Root {
     /// By time and record id.
     pub(super) starts: BTreeMap<(u64, String), Start>,
     pub(super) starts_not_kept: u64,
+    /// What its container was started with, where the node knows it.
+    facts: Option<v1::ContainerFacts>,
+    /// Mount namespaces that its programs entered: whose, and the first record of it.
+    pub(super) entered_others: BTreeMap<String, (u64, String)>,
     /// Moves out of its container, by record id.
     pub(super) moves: BTreeMap<String, Move>,
     /// Hashes of the ids of starts whose execve has its verdict.
@@ -83,8 +87,10 @@ pub(super) struct Root {
     pub(super) has_verdicts: (bool, bool),
     verdicts: BTreeMap<String, (String, String)>,
     verdicts_not_kept: BTreeMap<(String, String), u64>,
-    /// Processes (start, pid) that have exited.
-    exits: BTreeSet<(u64, u32)>,
+    /// By process (start, pid) whether a start of it was seen, and its exit.
+    processes: BTreeMap<(u64, u32), (bool, bool)>,
+    /// How many have started and not exited.
+    running: usize,
     pub(super) exit: Option<(u64, i32)>,
     pub(super) first_seen: u64,
     pub(super) last_seen: u64,
@@ -133,13 +139,16 @@ impl Root {
             own_container: None,
             starts: BTreeMap::new(),
             starts_not_kept: 0,
+            facts: None,
+            entered_others: BTreeMap::new(),
             moves: BTreeMap::new(),
             verdict_of: BTreeSet::new(),
             loose: BTreeMap::new(),
             has_verdicts: (false, false),
             verdicts: BTreeMap::new(),
             verdicts_not_kept: BTreeMap::new(),
-            exits: BTreeSet::new(),
+            processes: BTreeMap::new(),
+            running: 0,
             exit: None,
             first_seen: u64::MAX,
             last_seen: 0,
@@ -175,7 +184,13 @@ impl Root {
         let process = (record.start_boottime_ns, record.pid);
         let is_root_process = process == (self.key.start_boottime_ns, self.key.pid);
         match record.detail {
-            Some(Detail::ProcessStart(program)) => {
+            Some(Detail::ProcessStart(mut program)) => {
+                if let Some(facts) = program.container_facts.take() {
+                    self.add_facts(*facts);
+                }
+                if !program.entered_container_id.is_empty() {
+                    self.add_entered(&program.entered_container_id, record.time_unix_ns, &record.id, config);
+                }
                 let key = (record.time_unix_ns, record.id);
                 // The root's own exec is what identifies it: it is kept even when the rest came first.
                 if self.starts.len() < config.starts_per_root || is_root_exec || self.starts.contains_key(&key) {
@@ -187,18 +202,24 @@ impl Root {
                         program,
                     };
                     self.starts.insert(key, start);
+                    let known = self.processes.entry(process).or_default();
+                    self.running += usize::from(*known == (false, false));
+                    known.0 = true;
                 } else {
                     self.starts_not_kept += 1;
                 }
             }
             Some(Detail::ProcessExit(exit)) => {
                 // More exits than starts that are kept tell nothing that is asked for.
-                if self.exits.len() < config.starts_per_root * 4 {
-                    self.exits.insert(process);
+                if self.processes.len() < config.starts_per_root * 4 || self.processes.contains_key(&process) {
+                    let known = self.processes.entry(process).or_default();
+                    self.running -= usize::from(*known == (true, false));
+                    known.1 = true;
                 }
                 if is_root_process {
                     let said = (record.time_unix_ns, exit.exit_code);
-                    self.face += 1;
+                    // Whoever attached to a main process tells of its end.
+                    self.face += u64::from(self.entry.how == "start");
                     self.exit = Some(self.exit.map_or(said, |known| known.min(said)));
                 }
             }
@@ -215,7 +236,37 @@ impl Root {
                     self.moves.insert(record.id, moved);
                 }
             }
-            Some(Detail::Loss(_) | Detail::VerdictCount(_)) | None => {}
+            Some(Detail::Loss(_) | Detail::VerdictCount(_) | Detail::Amendment(_)) | None => {}
+        }
+    }
+
+    /// The node says the same of a container as often as it says it; of two that differ the first stands.
+    pub(super) fn add_facts(&mut self, facts: v1::ContainerFacts) {
+        if self.facts.is_none() {
+            self.facts = Some(facts);
+            self.face += 1;
+            self.version += 1;
+        }
+    }
+
+    pub(super) fn facts(&self) -> Option<&v1::ContainerFacts> {
+        self.facts.as_ref()
+    }
+
+    /// The value is one that the container's own environment has: every exec inherits it, so it identifies none.
+    pub(super) fn is_own_value(&self, value: &str) -> bool {
+        let own = self.facts.iter().flat_map(|facts| &facts.own_environment);
+        own.filter_map(|variable| variable.split_once('=')).any(|(_, own)| own == value)
+    }
+
+    fn add_entered(&mut self, whose: &str, time: u64, record: &str, config: &Config) {
+        if self.entered_others.len() >= config.containers_per_root && !self.entered_others.contains_key(whose) {
+            return;
+        }
+        let said = (time, record.to_owned());
+        let known = self.entered_others.entry(whose.to_owned()).or_insert_with(|| said.clone());
+        if said < *known {
+            *known = said;
         }
     }
 
@@ -302,7 +353,7 @@ impl Root {
 
     /// A process whose start is kept has not exited.
     pub(super) fn is_running(&self) -> bool {
-        self.starts.values().any(|start| !self.exits.contains(&(start.start_boottime_ns, start.pid)))
+        self.running > 0
     }
 
     pub(super) fn has_container(&self, id: &str) -> bool {
@@ -347,7 +398,11 @@ impl Root {
     pub(super) fn trim(&mut self) {
         let own = (self.key.start_boottime_ns, self.key.pid);
         self.starts.retain(|_, start| start.program.is_session_root);
-        self.exits.retain(|process| *process == own);
+        self.processes.retain(|process, (started, _)| {
+            *started &= *process == own;
+            *process == own
+        });
+        self.running = self.processes.values().filter(|seen| **seen == (true, false)).count();
         self.verdicts.clear();
         self.verdict_of.clear();
         self.loose.clear();

@@ -3,6 +3,8 @@
 use super::Config;
 use super::ask::{Ask, RETRY_WITHIN_NS, fold};
 use super::attempt::{Attempt, RequestKey};
+use super::concluded::Concluded;
+use super::machine::Element;
 use super::place::{AskPlace, Index};
 use super::root::RootKey;
 use super::session::BulkCount;
@@ -31,6 +33,7 @@ pub(super) struct Folded {
     /// Counts news of pods, losses and identifiers that touch it.
     pub(super) knowledge: u64,
     pub(super) release_at: Option<u64>,
+    pub(super) concluded: Option<Arc<Concluded>>,
 }
 
 #[derive(Debug, Default)]
@@ -51,13 +54,24 @@ pub(super) struct Held {
     /// Ids of containers that reported a verdict, and of those that reported one of a program that was executed.
     pub(super) verdicts_in: BTreeSet<String>,
     pub(super) exec_verdicts_in: BTreeSet<String>,
+    /// Those of which something changed that may decide what fits what.
     pub(super) dirty_asks: BTreeSet<RequestKey>,
     pub(super) dirty_roots: BTreeSet<Arc<RootKey>>,
+    /// Those that are to be told again, and nothing else.
+    pub(super) asks_again: BTreeSet<RequestKey>,
+    pub(super) roots_again: BTreeSet<Arc<RootKey>>,
 }
 
 impl Held {
     pub(super) fn is_empty(&self) -> bool {
         self.attempts.is_empty() && self.roots.is_empty() && self.counts.is_empty()
+    }
+
+    pub(super) fn has(&self, element: &Element) -> bool {
+        match element {
+            Element::Ask(_, key) => self.asks.contains_key(key),
+            Element::Root(key) => self.roots.contains(key),
+        }
     }
 
     pub(super) fn ask(&self, first: &Identity) -> Option<Ask<'_>> {
@@ -66,6 +80,11 @@ impl Held {
         let tries = of(&folded.tries);
         let id = tries.first()?.id;
         Some(Ask { id, tries, attaches: of(&folded.attaches) })
+    }
+
+    /// The first try of the ask that a request is part of.
+    pub(super) fn first_of<'a>(&'a self, key: &'a RequestKey) -> &'a RequestKey {
+        self.part_of.get(key).unwrap_or(key)
     }
 
     /// An attempt is new or has changed: groups it and those that this may regroup anew.

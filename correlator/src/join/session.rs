@@ -1,6 +1,7 @@
 //! What the join says: a session, in its present revision. The field names are the JSON form.
 
 use super::finding::FindingNote;
+use crate::audit::{Credential, FailedOpen, WebhookNote};
 use crate::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -155,12 +156,72 @@ pub enum State {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionUser {
     pub username: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub uid: String,
     pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub credential: Option<SessionCredential>,
     /// Whom the user acted as.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub impersonated: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub impersonated_groups: Vec<String>,
+    /// What the user said it were.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub impersonated_credential: Option<SessionCredential>,
+}
+
+/// With what a user showed who he is, as far as the API server's authenticator tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SessionCredential {
+    /// What an OAuth token may be used for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub id: Vec<String>,
+    /// The pod that a service account token is bound to, and its node.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub pod: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub pod_uid: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub node: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub node_uid: String,
+}
+
+/// An admission webhook that was asked about a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WebhookCall {
+    pub webhook: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub configuration: String,
+    pub mutated: bool,
+    /// Operations and paths of its patch, without values.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub patch: Vec<String>,
+    /// It could not be asked, and the request was let through: what it is, `mutating` or `validating`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failed_open: Option<String>,
+}
+
+impl SessionCredential {
+    /// `None`: the event says nothing of it.
+    pub(super) fn of(credential: &Credential) -> Option<Self> {
+        let Credential { scopes, id, pod_name, pod_uid, node_name, node_uid } = credential.clone();
+        (!credential.is_empty()).then_some(Self { scopes, id, pod: pod_name, pod_uid, node: node_name, node_uid })
+    }
+}
+
+impl WebhookCall {
+    pub(super) fn of(note: &WebhookNote) -> Self {
+        let WebhookNote { webhook, configuration, mutated, patch, failed_open } = note.clone();
+        let failed_open = failed_open.map(|kind| match kind {
+            FailedOpen::Mutating => "mutating".to_owned(),
+            FailedOpen::Validating => "validating".to_owned(),
+        });
+        Self { webhook, configuration, mutated, patch, failed_open }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -187,6 +248,9 @@ pub struct Request {
     pub claimed_source_ips: Vec<String>,
     /// A claim of the client.
     pub user_agent: String,
+    /// Admission webhooks that were asked, as far as the audit event names them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub webhooks: Vec<WebhookCall>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

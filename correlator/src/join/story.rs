@@ -1,7 +1,9 @@
 //! Sessions from units: what is said of each, and when it may be said.
 
+use super::Join;
 use super::ask::Ask;
 use super::attempt::RequestKey;
+use super::knowledge::AuditState;
 use super::matching::{Bond, Unit};
 use super::root::{Root, RootKey};
 use super::session::{Candidate, Evidence, Kind, Outcome, Session, Side};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// When a first revision may be written: at `at`, or as soon as the watermark of a side is past a time.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Ready {
     pub(super) at: Option<u64>,
     pub(super) nodes_past: Option<u64>,
@@ -27,11 +29,24 @@ pub(super) enum Tell {
     Now,
     /// It was told from the same facts.
     Unchanged,
-    /// Not before this time, unless a watermark allows it.
+    /// It was told a short while ago: not before this time.
     NotBefore(u64),
-    /// Only a watermark allows it.
-    Waiting,
+    /// For the first time, when one of these allows it.
+    First(Ready),
 }
+
+/// What is to be written.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) session: Session,
+    /// Of everything that it was told from.
+    pub(super) signature: u64,
+    /// Of all of that but the programs of its root.
+    pub(super) frame: u64,
+}
+
+/// Sessions that are named as possible origins of one entry.
+const MOST_POSSIBLE: usize = 4;
 
 /// What one unit comes to.
 #[derive(Debug)]
@@ -42,10 +57,8 @@ pub(super) struct Story {
     pub(super) session: Option<Uuid>,
     /// Ids that are no session of their own (any more).
     pub(super) absorbed: Vec<Uuid>,
-    /// What is to be written, and the signature of everything that it was told from.
-    pub(super) draft: Option<(Session, u64)>,
+    pub(super) draft: Option<Draft>,
     pub(super) tell: Tell,
-    pub(super) ready: Ready,
     /// Since when nothing of it moves; `None` while something is open or running.
     pub(super) idle_since: Option<u64>,
     /// Something is asserted of it, or it stands alone: letting it go takes no candidate from others.
@@ -54,45 +67,67 @@ pub(super) struct Story {
     /// A container's main process and the like, of which no session tells.
     pub(super) workload: bool,
     pub(super) look_again: Option<u64>,
+    /// It was told before everything was in that may explain it: to be told again when the audit stream is past this.
+    pub(super) until_audit_is_past: Option<u64>,
 }
 
 impl Teller<'_> {
-    /// `tell` decides by session, signature and readiness; `silent` ones are only ever told to correct what was written.
-    pub(super) fn story(&self, unit: &Unit, tell: &dyn Fn(Uuid, u64, Ready, bool) -> Tell) -> Story {
-        let ask = unit.ask.map(|at| &self.component.asks[at]);
+    pub(super) fn story(&self, unit: &Unit, join: &Join) -> Story {
+        let ask = unit.ask.map(|at| &**self.component.asks[at]);
         let root = unit.root.map(|at| self.component.roots[at]);
-        let probe = ask.is_none()
-            && matches!(unit.bond, Bond::Alone)
-            && root.is_some_and(|root| self.around.pods.is_probe(root));
+        let probe =
+            ask.is_none() && matches!(unit.bond, Bond::Alone) && root.is_some_and(|root| self.around.is_probe(root));
         let workload = ask.is_none() && matches!(unit.bond, Bond::Alone) && !probe && root.is_some_and(is_workload);
         let attempts = || ask.into_iter().flat_map(|ask| ask.tries.iter().chain(&ask.attaches));
         let session = ask.map(|ask| ask.id).or_else(|| root.map(|root| root.id)).filter(|_| !workload);
         let absorbed = attempts().map(|attempt| attempt.id).chain(root.map(|root| root.id));
         let absorbed = absorbed.filter(|id| Some(*id) != session).collect();
-        let ready = self.ready(unit, ask, root);
-        let signature = self.signature(unit, ask, root);
-        let tell = session.map_or(Tell::Unchanged, |id| tell(id, signature, ready, probe));
-        let draft = (tell == Tell::Now).then(|| self.draft(unit, ask, root, probe)).flatten();
-        let draft = draft.map(|mut session| {
-            if let (None, Some(root)) = (ask, root) {
-                self.add_findings(&mut session, None, Some(root), None);
-            }
-            session
-        });
+        let (tell, draft) = self.telling(unit, ask, root, session, probe, join);
+        let now = matches!(tell, Tell::Now | Tell::Unchanged);
         Story {
             ask: ask.map(|ask| Arc::clone(&ask.first().identity)),
             root: root.map(|root| Arc::clone(&root.key)),
             session,
             absorbed,
-            draft: draft.map(|session| (session, signature)),
+            draft,
             tell,
-            ready,
-            idle_since: self.idle_since(ask, root),
+            idle_since: if now { self.idle_since(ask, root) } else { None },
             decided: matches!(unit.bond, Bond::Exact { .. } | Bond::Unique { .. }),
             probe,
             workload,
-            look_again: self.look_again(ask, root),
+            look_again: if now { self.look_again(ask, root) } else { None },
+            until_audit_is_past: root
+                .filter(|root| now && session.is_some() && !probe && self.audit_note(unit, root).is_some())
+                .map(|root| self.explained_by(root)),
         }
+    }
+
+    fn telling(
+        &self,
+        unit: &Unit,
+        ask: Option<&Ask<'_>>,
+        root: Option<&Root>,
+        session: Option<Uuid>,
+        probe: bool,
+        join: &Join,
+    ) -> (Tell, Option<Draft>) {
+        let Some(id) = session else { return (Tell::Unchanged, None) };
+        let frame = self.frame(unit, ask, root);
+        if let Some(tell) = join.frame_tells(id, frame, self.moment) {
+            return (tell, None);
+        }
+        let signature = self.signature(frame, unit, ask, root);
+        let tell = join.tells(id, signature, self.moment, probe, &|| self.ready(unit, ask, root));
+        let draft = (tell == Tell::Now).then(|| self.draft(unit, ask, root, probe)).flatten();
+        let draft = draft.map(|mut session| {
+            if let (None, Some(root)) = (ask, root) {
+                let unsettled = self.audit_note(unit, root);
+                self.add_findings(&mut session, None, Some(root), None, unsettled.as_deref());
+                session.coverage.extend(unsettled);
+            }
+            Draft { session, signature, frame }
+        });
+        (tell, draft)
     }
 
     fn draft(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>, probe: bool) -> Option<Session> {
@@ -109,7 +144,7 @@ impl Teller<'_> {
                 Some(self.asked(ask, None, Evidence::Ambiguous, why.clone(), candidates))
             }
             (Bond::Ambiguous { others, why }, None, Some(root)) => {
-                let asks: Vec<&Ask<'_>> = others.iter().map(|at| &self.component.asks[*at]).collect();
+                let asks: Vec<&Ask<'_>> = others.iter().map(|at| &**self.component.asks[*at]).collect();
                 Some(self.ambiguous_root(root, &asks, why.clone()))
             }
             (Bond::Crowded, Some(ask), _) => {
@@ -118,10 +153,14 @@ impl Teller<'_> {
                 Some(self.asked(ask, None, Evidence::Ambiguous, vec![self.too_many("roots", "request")], candidates))
             }
             (Bond::Crowded, None, Some(root)) => {
-                let asks: Vec<&Ask<'_>> = self.component.crowded_roots.get(&unit.root?)?.iter().collect();
+                let asks: Vec<&Ask<'_>> =
+                    self.component.crowded_roots.get(&unit.root?)?.iter().map(|ask| &***ask).collect();
                 Some(self.ambiguous_root(root, &asks, vec![self.too_many("requests", "root")]))
             }
-            (_, Some(ask), _) => Some(self.unanswered(ask)),
+            (_, Some(ask), _) => Some(match self.spo_says(ask) {
+                Some(said) => self.by_spo(ask, &said),
+                None => self.unanswered(ask),
+            }),
             (_, None, Some(root)) => self.unrequested(root, probe),
             (_, None, None) => None,
         }
@@ -157,27 +196,71 @@ impl Teller<'_> {
         let arrived = attempts.map(|attempt| attempt.arrived).chain(root.map(Root::first_arrival)).max();
         let soon = Ready { at: Some(arrived.unwrap_or_default().saturating_add(config.settle_ns)), ..Ready::default() };
         match (&unit.bond, ask, root) {
+            (Bond::Alone, Some(ask), _) if self.moment.no_nodes && self.spo_says(ask).is_some() => soon,
             (Bond::Alone, Some(ask), _) if ask.lead().expects_root() && ask.lead().could_have_run() => {
                 let (_, until) = ask.window(config, self.around.skews.widest());
                 // Old requests may come with a file while the agents are still to connect.
                 let at = until.max(ask.lead().arrived).saturating_add(config.node_patience_ns);
-                Ready { at: self.no_nodes.then_some(at), nodes_past: Some(until), audit_past: None }
+                Ready { at: self.moment.no_nodes.then_some(at), nodes_past: Some(until), audit_past: None }
             }
             (Bond::Alone, None, Some(root)) => {
-                let entered = root.entered();
-                let skew = config.skew_ns.saturating_add(self.around.skews.of(&root.key.node));
+                let patience = match self.moment.audit {
+                    AuditState::OnTime | AuditState::Silent { .. } => config.audit_lateness_ns,
+                    AuditState::Late => config.audit_lateness_ns.max(config.audit_retries_ns),
+                };
                 Ready {
-                    at: Some(entered.max(root.first_arrival()).saturating_add(config.audit_lateness_ns)),
+                    at: Some(root.entered().max(root.first_arrival()).saturating_add(patience)),
                     nodes_past: None,
-                    // A request that fits it arrives before it, but for the skew of the clocks.
-                    audit_past: Some(entered.saturating_add(skew)),
+                    audit_past: Some(self.explained_by(root)),
                 }
             }
             _ => soon,
         }
     }
 
-    fn signature(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> u64 {
+    /// When the audit stream is past this, no request that fits the root is still to come. One that fits it arrives before
+    /// it, but for the skew of the clocks.
+    fn explained_by(&self, root: &Root) -> u64 {
+        let skew = self.around.config.skew_ns.saturating_add(self.around.skews.of(&root.key.node));
+        root.entered().saturating_add(skew)
+    }
+
+    /// Why a request may still come for a root that none is known of. Nothing in it changes from one moment to the next.
+    pub(super) fn audit_note(&self, unit: &Unit, root: &Root) -> Option<String> {
+        let open = matches!(unit.bond, Bond::Alone) && unit.ask.is_none() && !is_workload(root);
+        if !open || self.moment.all || self.explained_by(root) <= self.moment.audit_is_past {
+            return None;
+        }
+        Some(match &self.moment.audit {
+            AuditState::OnTime => {
+                "audit not complete: the audit stream is not known to be complete up to this time, and an \
+                 event that is delivered late may still explain it"
+                    .to_owned()
+            }
+            AuditState::Late => {
+                "audit late: audit events are delayed, and one that explains it may still come".to_owned()
+            }
+            AuditState::Silent { since, routes } => {
+                let routes: Vec<&str> = routes.iter().map(|route| route.as_str()).collect();
+                let by = if routes.is_empty() { String::new() } else { format!(" by {}", routes.join(", ")) };
+                format!(
+                    "audit route silent: no audit record of any kind came{by} since {}; one that explains it may still come",
+                    Timestamp(*since)
+                )
+            }
+        })
+    }
+
+    /// Of everything.
+    fn signature(&self, frame: u64, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let audit = root.and_then(|root| self.audit_note(unit, root));
+        (frame, root.map(|root| root.version), self.around_signature(ask, root), audit).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Of everything but what the root's programs do while they run.
+    fn frame(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> u64 {
         let mut hasher = DefaultHasher::new();
         if let Some(ask) = ask {
             for attempt in ask.tries.iter().chain(&ask.attaches) {
@@ -192,9 +275,9 @@ impl Teller<'_> {
             }
         }
         if let Some(root) = root {
-            (root.id, root.version, (self.knowledge_of_root)(&root.key)).hash(&mut hasher);
+            let ends = (root.exit, root.is_running());
+            (root.id, root.face, ends, (self.knowledge_of_root)(&root.key)).hash(&mut hasher);
         }
-        self.around_signature(ask, root).hash(&mut hasher);
         match &unit.bond {
             Bond::Exact { why, .. } => (0, why).hash(&mut hasher),
             Bond::Unique { why, .. } => (1, why).hash(&mut hasher),
@@ -262,7 +345,12 @@ impl Teller<'_> {
         if expects && self.around.losses.touching(None, from, until).any(|loss| loss.hides_others()) {
             why.push("records were lost in the request's window: it may have run all the same".to_owned());
         }
-        if expects && let Some(silent) = &self.silent_nodes {
+        if expects && !self.moment.no_nodes {
+            let nodes = self.around.pods.nodes_of(&lead.access.namespace, &lead.access.pod);
+            let unseen = nodes.filter(|node| !self.watermarks.knows(node) && self.lives(node)).take(MOST_POSSIBLE);
+            why.extend(unseen.map(|node| format!("no agent speaks for node {node}, which lives and runs the pod")));
+        }
+        if expects && let Some(silent) = &self.moment.silent_nodes {
             why.push(format!("nothing is heard of {silent}: it may have run there"));
         }
         let mut session = self.asked(ask, None, Evidence::AuditOnly, why, Vec::new());
@@ -272,16 +360,32 @@ impl Teller<'_> {
         session
     }
 
+    fn lives(&self, node: &str) -> bool {
+        self.leases.lives(node, self.now, self.around.config) == Some(true)
+    }
+
     /// A root that no request explains; `None` where that is as it should be.
     fn unrequested(&self, root: &Root, probe: bool) -> Option<Session> {
         if probe {
-            let why = vec!["the kubelet's own: the command is a probe or hook of this container".to_owned()];
+            let why = vec![match self.around.repeats(root) {
+                Some(first) => {
+                    let first = super::ids::of_root(self.cluster, first);
+                    format!(
+                        "taken for the kubelet's own: it repeats session {first}, and no record showed the pod's probes"
+                    )
+                }
+                None => "the kubelet's own: the command is a probe or hook of this container".to_owned(),
+            }];
             let mut session = self.of_root(root, Evidence::NodeOnly, why);
             session.kind = Kind::Probe;
             return Some(session);
         }
         let how = match root.entry.how.as_str() {
             "exec" => "it entered by the runtime's exec",
+            "exec_sync" if !self.around.pods.knows_spec(root) => {
+                "it entered by the runtime's synchronous exec, as probes and hooks do; no audit record showed the pod's spec, \
+                 so it is not known whether it is one"
+            }
             "exec_sync" => "it entered by the runtime's synchronous exec, and its command is no known probe or hook",
             "namespace_entry" => "a process of the host entered the container's namespaces without being in its cgroup",
             "other" => "it entered in no way that is known",
@@ -294,11 +398,15 @@ impl Teller<'_> {
         if root.container().is_none_or(|container| container.pod.is_empty()) {
             why.push("the names of its pod and container are not known, so no request could be compared".to_owned());
         }
+        if root.entry.how != "namespace_entry" {
+            let asked = self.around.askers.before(&root.key.node, root.entered()).filter(|(_, id, _)| *id != root.id);
+            why.extend(asked.take(MOST_POSSIBLE).map(|(time, id, program)| {
+                let program = format!("the session of root {id} ran {program} at {} on this node", Timestamp(*time));
+                format!("possible, not proven: {program}, which asks a daemon to run things")
+            }));
+        }
         if root.lost_candidates {
             why.push("requests that fitted it, and others, were let go".to_owned());
-        }
-        if let Some(since) = self.audit_silent_since {
-            why.push(format!("no audit record of any kind came since {}", Timestamp(since)));
         }
         Some(self.of_root(root, Evidence::NodeOnly, why))
     }

@@ -1,13 +1,16 @@
 //! A session's text: everything that is said of a request, a root, or both.
 
 use super::ask::Ask;
+use super::evaluate::Moment;
 use super::fit::ArgvFit;
 use super::knowledge::{Losses, Watermarks};
+use super::leases::Leases;
 use super::matching::{Around, Component};
 use super::root::{Root, RootKey};
 use super::scope::Held;
 use super::session::{
-    Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Sees, Session, SessionUser, State,
+    Candidate, Evidence, Kind, LossNote, Outcome, Place, Ran, RootProcess, Sees, Session, SessionCredential,
+    SessionUser, State,
 };
 use crate::audit::{Identity, SPO_UID};
 use crate::timestamp::Timestamp;
@@ -20,16 +23,11 @@ pub(super) struct Teller<'a> {
     pub(super) mains: Vec<&'a Root>,
     pub(super) knowledge_of_ask: &'a dyn Fn(&Identity) -> u64,
     pub(super) knowledge_of_root: &'a dyn Fn(&RootKey) -> u64,
-    /// No node has ever said how far it is.
-    pub(super) no_nodes: bool,
-    /// Nodes of which nothing is heard any more, in words.
-    pub(super) silent_nodes: Option<String>,
-    pub(super) audit_silent_since: Option<u64>,
+    pub(super) moment: &'a Moment,
     pub(super) held: &'a Held,
     pub(super) watermarks: &'a Watermarks,
+    pub(super) leases: &'a Leases,
     pub(super) now: u64,
-    /// Everything is in: nothing is waited for.
-    pub(super) all: bool,
     pub(super) around: Around<'a>,
 }
 
@@ -83,9 +81,12 @@ impl Teller<'_> {
             claims: Vec::new(),
             user: Some(SessionUser {
                 username: user.username.clone(),
+                uid: user.uid.clone(),
                 groups: user.groups.clone(),
+                credential: SessionCredential::of(&user.credential),
                 impersonated: user.impersonated.clone(),
                 impersonated_groups: user.impersonated_groups.clone(),
+                impersonated_credential: SessionCredential::of(&user.impersonated_credential),
             }),
             request: Some(lead.request()),
             other_requests: ask
@@ -115,10 +116,10 @@ impl Teller<'_> {
             self.add_root(root, closed_at, &mut session);
             last = root.last_seen.max(closed_at.unwrap_or_default());
         }
-        session.claims = claims(&session, lead.spo_uid());
+        session.claims = claims(&session, root.map(|(root, _)| root), lead.spo_uid());
         let node = root.map(|(root, _)| &*root.key.node);
         session.losses = losses(self.around.losses, node, from, last);
-        session.coverage = self.coverage(&session.place, last);
+        session.coverage = self.coverage(&session.place, root.map(|(root, _)| root), last);
         let routes: BTreeSet<String> = ask
             .tries
             .iter()
@@ -126,14 +127,26 @@ impl Teller<'_> {
             .flat_map(|attempt| &attempt.routes)
             .map(|route| format!("audit/{route}"))
             .collect();
+        if !is_live(ask) && ask.lead().completed().is_none() {
+            session.reasons.push("its audit events came late: whether it went on is not known".to_owned());
+        }
         session.attesters = routes.into_iter().chain(session.attesters).collect();
         session.sees = self.sees(session.kind, root.map(|(root, _)| root));
-        self.add_findings(&mut session, Some(ask), root.map(|(root, _)| root), root.map(|(_, argv)| argv));
+        self.add_findings(&mut session, Some(ask), root.map(|(root, _)| root), root.map(|(_, argv)| argv), None);
         session
     }
 
-    fn coverage(&self, place: &Place, until: u64) -> Vec<String> {
-        self.around.checks.notes(place.node.as_deref(), Some(&place.namespace), until)
+    fn coverage(&self, place: &Place, root: Option<&Root>, until: u64) -> Vec<String> {
+        let mut notes = self.around.checks.notes(place.node.as_deref(), Some(&place.namespace), until);
+        if let Some(facts) = root.and_then(Root::facts).filter(|facts| facts.logs_exec == "no") {
+            let profile = match facts.seccomp_profile.as_str() {
+                "Unconfined" => "no seccomp filter".to_owned(),
+                "" => "a seccomp filter that does not log execve".to_owned(),
+                name => format!("the seccomp profile {name:?}, which does not log execve"),
+            };
+            notes.push(format!("the container runs under {profile}: no verdicts come of its programs"));
+        }
+        notes
     }
 
     pub(super) fn of_root(&self, root: &Root, evidence: Evidence, reasons: Vec<String>) -> Session {
@@ -174,8 +187,8 @@ impl Teller<'_> {
             attesters: Vec::new(),
         };
         self.add_root(root, None, &mut session);
-        session.claims = claims(&session, None);
-        session.coverage = self.coverage(&session.place, root.last_seen);
+        session.claims = claims(&session, Some(root), None);
+        session.coverage = self.coverage(&session.place, Some(root), root.last_seen);
         session.sees = self.sees(session.kind, Some(root));
         session
     }
@@ -227,6 +240,9 @@ impl Teller<'_> {
 /// A stream of it is open; or, where containers were made for it, their main process runs.
 pub(super) fn is_open(ask: &Ask<'_>, root: Option<&Root>) -> bool {
     let lead = ask.lead();
+    if !is_live(ask) {
+        return false;
+    }
     match lead.outcome() {
         Outcome::Pending => true,
         Outcome::Accepted if lead.is_debug() => {
@@ -234,6 +250,11 @@ pub(super) fn is_open(ask: &Ask<'_>, root: Option<&Root>) -> bool {
         }
         _ => lead.completed().is_none(),
     }
+}
+
+/// One of its events at least came in time to be told from a repetition of what was long ago.
+fn is_live(ask: &Ask<'_>) -> bool {
+    ask.tries.iter().chain(&ask.attaches).any(|attempt| attempt.live)
 }
 
 fn process(root: &Root) -> RootProcess {
@@ -260,7 +281,7 @@ fn losses(losses: &Losses, node: Option<&str>, from: u64, until: u64) -> Vec<Los
 }
 
 /// Values of SPO's variable that came from the request or a process rather than from the webhook.
-fn claims(session: &Session, recorded: Option<&str>) -> Vec<String> {
+pub(super) fn claims(session: &Session, root: Option<&Root>, recorded: Option<&str>) -> Vec<String> {
     let asked = session.request.iter().flat_map(|request| &request.argv).map(|argument| ("the request", argument));
     let ran = session.ran.iter().flat_map(|ran| &ran.argv).map(|argument| ("what ran", argument));
     let mut said = BTreeSet::new();
@@ -272,6 +293,16 @@ fn claims(session: &Session, recorded: Option<&str>) -> Vec<String> {
                 said.insert(format!("{source} named {SPO_UID}={shown:?} itself: it proves nothing"));
             }
         }
+    }
+    let first = root.and_then(Root::first_exec).map(|(_, first)| &first.program);
+    for variable in first.iter().flat_map(|program| &program.environment) {
+        let Some((name, value)) = variable.split_once('=') else { continue };
+        // What the container's own environment has, every exec inherits: nobody claims it.
+        if Some(value) == recorded || said.len() >= 16 || root.is_some_and(|root| root.is_own_value(value)) {
+            continue;
+        }
+        let shown: String = value.chars().take(64).collect();
+        said.insert(format!("the environment of the root names {name}={shown:?}: it proves nothing"));
     }
     said.into_iter().collect()
 }

@@ -4,7 +4,9 @@ pub mod table;
 
 use crate::join::finding::Finding;
 use crate::join::session::Session;
+use crate::journal::Checkpoint;
 use clap::ValueEnum;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +32,7 @@ pub struct Outlet {
     name: String,
     format: Format,
     writer: Box<dyn Write + Send>,
+    file: Option<File>,
 }
 
 impl std::fmt::Debug for Outlet {
@@ -46,11 +49,12 @@ impl Outlet {
         }
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
         let file = file.map_err(|source| OutletError::Open { path: path.to_owned(), source })?;
-        Ok(Self::to(&path.display().to_string(), Box::new(file), format))
+        let for_sync = file.try_clone().map_err(|source| OutletError::Open { path: path.to_owned(), source })?;
+        Ok(Self { file: Some(for_sync), ..Self::to(&path.display().to_string(), Box::new(file), format) })
     }
 
     pub fn to(name: &str, writer: Box<dyn Write + Send>, format: Format) -> Self {
-        Self { name: name.to_owned(), format, writer }
+        Self { name: name.to_owned(), format, writer, file: None }
     }
 
     /// Whole lines, handed to the operating system before this returns. Not yet synced to the disk.
@@ -81,6 +85,26 @@ impl Outlet {
             }
         }
         self.put(&text)
+    }
+
+    /// As [`Outlet::write`]. Nothing in a table: it is for `verify`.
+    pub fn write_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), OutletError> {
+        let mut text = Vec::new();
+        if self.format == Format::Json {
+            serde_json::to_writer(&mut text, checkpoint)?;
+            text.push(b'\n');
+        }
+        self.put(&text)
+    }
+
+    /// Waits until what was written is on the disk, where that can be.
+    pub fn sync(&mut self) -> Result<(), OutletError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        match file.sync_data() {
+            // A pipe, a terminal.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            result => result.map_err(|source| OutletError::Write { name: self.name.clone(), source }),
+        }
     }
 
     fn put(&mut self, text: &[u8]) -> Result<(), OutletError> {

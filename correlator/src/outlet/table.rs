@@ -94,19 +94,19 @@ pub fn render_finding(finding: &Finding) -> String {
     text
 }
 
-fn short(time: Timestamp) -> String {
+pub(crate) fn short(time: Timestamp) -> String {
     let text = time.to_string();
     // 2026-11-23T22:30:04.372 of 2026-11-23T22:30:04.372321256Z
     text.get(..19).map_or(text.clone(), |head| head.replace('T', " "))
 }
 
-fn clock(time: Timestamp) -> String {
+pub(crate) fn clock(time: Timestamp) -> String {
     let text = time.to_string();
     text.get(11..23).map_or(text.clone(), str::to_owned)
 }
 
 /// argv as one could type it; quoted where a space or an odd character would mislead.
-fn command(argv: &[String]) -> String {
+pub(crate) fn command(argv: &[String]) -> String {
     let quoted = argv.iter().map(|argument| {
         let plain = |letter: char| letter.is_alphanumeric() || "-_./=:,@%+".contains(letter);
         if !argument.is_empty() && argument.chars().all(plain) {
@@ -131,7 +131,7 @@ fn line(text: &mut String, label: &str, content: &str) {
 }
 
 /// No control or direction-changing character reaches a terminal; bytes that were not UTF-8 show as `\xff`.
-fn escape(content: &str) -> String {
+pub(crate) fn escape(content: &str) -> String {
     let mut escaped = String::with_capacity(content.len());
     for letter in content.chars() {
         match letter {

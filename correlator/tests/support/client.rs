@@ -4,15 +4,19 @@ use super::pki::{Authority, Leaf};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use seclog_proto::batch::Packer;
 use seclog_proto::v1::agent_message::Message as FromAgent;
 use seclog_proto::v1::correlator_message::Message as ToAgent;
 use seclog_proto::v1::node_stream_client::NodeStreamClient;
 use seclog_proto::v1::{AgentMessage, Batch, CorrelatorMessage, Hello, NodeRecord};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Status, Streaming};
@@ -48,7 +52,7 @@ impl Agent {
     }
 
     pub(crate) async fn batch(&self, first_sequence: u64, records: Vec<NodeRecord>, watermark_unix_ns: u64) {
-        let batch = Batch { first_sequence, records, watermark_unix_ns };
+        let batch = batch(first_sequence, records, watermark_unix_ns);
         self.to.send(AgentMessage { message: Some(FromAgent::Batch(batch)) }).await.unwrap();
     }
 
@@ -65,6 +69,15 @@ impl Agent {
             other => panic!("expected an ack, got {other:?}"),
         }
     }
+}
+
+/// As an agent packs them.
+pub(crate) fn batch(first_sequence: u64, records: Vec<NodeRecord>, watermark_unix_ns: u64) -> Bytes {
+    if records.is_empty() {
+        return Batch { first_sequence, watermark_unix_ns, ..Batch::default() }.encode_to_vec().into();
+    }
+    let count = records.len() as u64;
+    Packer::new(1).unwrap().pack(first_sequence, count, records, watermark_unix_ns).unwrap()
 }
 
 pub(crate) fn hello(cluster: &str, node: &str, epoch: u64, oldest_sequence: u64) -> Hello {
@@ -86,6 +99,39 @@ pub(crate) async fn request(
     path: &str,
     body: impl Into<Bytes>,
 ) -> Result<Answer, Box<dyn std::error::Error>> {
+    let request = hyper::Request::builder().method(method).uri(path).header("content-type", "application/json");
+    send(addr, authority, leaf, request.body(Full::new(body.into()))?).await
+}
+
+/// Sends a request of the test's own making over TLS.
+pub(crate) async fn send<B>(
+    addr: SocketAddr,
+    authority: &Authority,
+    leaf: Option<&Leaf>,
+    mut request: hyper::Request<B>,
+) -> Result<Answer, Box<dyn std::error::Error>>
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    request.headers_mut().insert("host", "localhost".parse()?);
+    let stream = tls(addr, authority, leaf).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await?;
+    let status = answer.status().as_u16();
+    let retry_after = answer.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
+    let body = String::from_utf8(answer.into_body().collect().await?.to_bytes().to_vec())?;
+    Ok(Answer { status, body, retry_after })
+}
+
+/// A TLS connection; nothing is said on it yet.
+pub(crate) async fn tls(
+    addr: SocketAddr,
+    authority: &Authority,
+    leaf: Option<&Leaf>,
+) -> Result<TlsStream<TcpStream>, Box<dyn std::error::Error>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes())?)?;
     let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -98,20 +144,13 @@ pub(crate) async fn request(
         )?,
         None => config.with_no_client_auth(),
     };
-    let stream = tokio::net::TcpStream::connect(addr).await?;
+    let stream = TcpStream::connect(addr).await?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let stream = connector.connect("localhost".try_into()?, stream).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = hyper::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header("content-type", "application/json")
-        .body(Full::new(body.into()))?;
-    let answer = sender.send_request(request).await?;
-    let status = answer.status().as_u16();
-    let retry_after = answer.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned());
-    let body = String::from_utf8(answer.into_body().collect().await?.to_bytes().to_vec())?;
-    Ok(Answer { status, body, retry_after })
+    Ok(connector.connect("localhost".try_into()?, stream).await?)
+}
+
+/// The certificate that the server shows.
+pub(crate) async fn server_certificate(addr: SocketAddr, authority: &Authority, leaf: &Leaf) -> Vec<u8> {
+    let stream = tls(addr, authority, Some(leaf)).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
 }

@@ -3,8 +3,14 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub(crate) mod client;
+pub(crate) mod journal;
+pub(crate) mod kube_api;
 pub(crate) mod pki;
+pub(crate) mod pod_logs;
+pub(crate) mod program;
 pub(crate) mod scene;
+pub(crate) mod spo;
+pub(crate) mod token;
 pub(crate) mod trace;
 
 use std::path::PathBuf;

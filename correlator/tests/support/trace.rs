@@ -105,7 +105,7 @@ pub(crate) fn node_records() -> Vec<NodeRecord> {
                 ..Default::default()
             }));
         } else if event.r#type == "exit" {
-            detail = Some(Detail::ProcessExit(ProcessExit { exit_code: event.exit_code }));
+            detail = Some(Detail::ProcessExit(ProcessExit { exit_code: event.exit_code, found_gone: false }));
         }
         if process.root.is_some() {
             records.push(record(
@@ -165,7 +165,7 @@ fn entry(processes: &HashMap<u32, Process>, creator: u32) -> (&'static str, &'st
 }
 
 /// Containers by the inode of their cgroup.
-fn containers() -> HashMap<u64, Container> {
+pub(super) fn containers() -> HashMap<u64, Container> {
     #[derive(Deserialize)]
     struct List {
         containers: Vec<Listed>,
