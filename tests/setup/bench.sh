@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make bench` compares with: auditd (Debian's) and laurel, built once into target/tools. auditd is not started here.
+# What `make bench` compares with: auditd and rsyslog (Debian's), and laurel, built once into target/tools. None is started here.
 # Where something cannot be had, the benchmarks say which figures they left out for it; that is no failure of this script.
 . "$(dirname "$0")/common.sh"
 
@@ -7,7 +7,7 @@ laurel_version=0.8.2
 
 missing=
 # libacl1-dev: laurel links with it.
-for package in auditd libacl1-dev; do
+for package in auditd rsyslog libacl1-dev; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=" $package"
 done
 if [ -n "$missing" ]; then
@@ -16,7 +16,7 @@ if [ -n "$missing" ]; then
     exit 0
   fi
   say "installing$missing"
-  # Its service would take the audit daemon's place on this machine for good: installed, but not started.
+  # Their services would take the place of this machine's own for good: installed, but not started.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -11,8 +11,10 @@ build_packages=(
 )
 # Without these, tests with real containers and real kernels are skipped.
 lab_packages=(
-  containerd runc umoci busybox-static tar
+  containerd runc crun umoci busybox-static tar
   qemu-system-x86
+  # Networks that are cut, clocks that step: tests of delivery.
+  iproute2 libfaketime
 )
 
 missing() {
@@ -25,7 +27,7 @@ missing() {
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   say "this is not a Debian system; nothing was installed. The build needs a Rust toolchain with the target"
   say "bpfel-unknown-none (or nightly with rust-src), bpf-linker and a C compiler; the tests also need containerd,"
-  say "runc, umoci, a static busybox and qemu-system-x86_64, and are skipped without them."
+  say "runc, umoci, a static busybox, qemu-system-x86_64, iproute2 and libfaketime, and are skipped without them."
   exit 0
 fi
 

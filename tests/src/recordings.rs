@@ -6,13 +6,15 @@ use anyhow::{Context as _, Result};
 use seclog_agent::{
     capture::audit::{self, AuditRecord},
     clock::Offset,
-    container::{Cgroups, Known, Names},
-    lineage::{Argv, Environment, Event, EventKind, Image, KernelRoot, Processes, Task},
+    container::{Cgroups, Known, Lookup, Naming},
+    lineage::{Argv, Environment, Event, EventKind, Image, KernelRoot, Processes, RecordOrigin, Runtime, Task},
     pipeline::Pipeline,
     record::Origins,
-    uplink,
 };
-use seclog_proto::v1::NodeRecord;
+use seclog_proto::{
+    cri::{ContainerMetadata, CriContainerStatus},
+    v1::NodeRecord,
+};
 use serde::Deserialize;
 
 /// The host's mount namespace on the recorded node.
@@ -64,6 +66,9 @@ struct ContainerList {
 #[derive(Debug, Deserialize)]
 struct ListedContainer {
     id: String,
+    /// Nanoseconds since 1970.
+    #[serde(rename = "createdAt")]
+    created_at: String,
     labels: HashMap<String, String>,
 }
 
@@ -100,7 +105,7 @@ pub fn lineage_events() -> Result<(Vec<Event>, Offset)> {
                 other => anyhow::bail!("trace line {}: type {other}", index + 1),
             };
             Ok(Event {
-                origin: format!("t0.{}", index + 1).into(),
+                origin: RecordOrigin { stream: 't', cpu: 0, sequence: index as u64 + 1 },
                 time_boot_ns: offset.to_boot(line.time_ns),
                 task: Task {
                     pid: line.pid,
@@ -134,23 +139,21 @@ pub fn audit_records() -> Result<Vec<AuditRecord>> {
         .collect()
 }
 
-/// What CRI-O's ListContainers said.
-pub fn names() -> Result<Names> {
-    let mut names = Names::new(None);
+/// What CRI-O's ListContainers said, and of one container its specification.
+pub fn naming() -> Result<Naming> {
+    let mut naming = Naming::new(Lookup::default());
     let list: ContainerList = serde_json::from_str(&read("crio/list-containers.json")?)?;
-    for ListedContainer { id, labels } in list.containers {
-        let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
-        let known = Known {
-            pod_uid: label("io.kubernetes.pod.uid"),
-            pod_name: label("io.kubernetes.pod.name"),
-            pod_namespace: label("io.kubernetes.pod.namespace"),
-            name: label("io.kubernetes.container.name"),
-            image: String::new(),
-            how: "cri".into(),
+    for ListedContainer { id, labels, .. } in list.containers {
+        let status = CriContainerStatus {
+            metadata: labels
+                .get("io.kubernetes.container.name")
+                .map(|name| ContainerMetadata { name: name.clone(), ..Default::default() }),
+            labels,
+            ..Default::default()
         };
-        names.remember(id, known);
+        naming.remember(&id, Known::of_status(status, None, &[]));
     }
-    Ok(names)
+    Ok(naming)
 }
 
 /// CRI-O ran before the trace began: the agent would have found it in /proc.
@@ -158,13 +161,50 @@ fn add_runtime_service(processes: &mut Processes) {
     let task = Task { pid: CRIO_PID, tid: CRIO_PID, start_boottime_ns: 1, comm: "crio".into(), ..Default::default() };
     let argv = Argv { arguments: vec!["/usr/bin/crio".to_owned()].into(), truncated_bytes: 0 };
     let image = Image {
-        comm: Arc::clone(&task.comm),
+        comm: task.comm,
         filename: "/usr/bin/crio".into(),
+        program: "/usr/bin/crio".into(),
         argv,
         mount_namespace: HOST_MOUNT_NAMESPACE,
         ..Default::default()
     };
-    processes.insert_rebuilt(&task, 0, None, false, image);
+    processes.insert_rebuilt(&task, 0, None, false, image, None);
+}
+
+/// Main processes of containers that were there before the trace began: the agent would have found them in /proc. Their pids
+/// were not recorded, so they get numbers that no process has; their mount namespaces are those of the first exec.
+fn add_main_processes(
+    processes: &mut Processes,
+    events: &[Event],
+    cgroups: &[(u64, &str)],
+    offset: Offset,
+) -> Result<()> {
+    const FIRST_PID: u32 = 1 << 22;
+    let begin = events.first().map_or(0, |event| event.time_boot_ns);
+    let list: ContainerList = serde_json::from_str(&read("crio/list-containers.json")?)?;
+    for (pid, container) in (FIRST_PID..).zip(&list.containers) {
+        let created = offset.to_boot(container.created_at.parse().context("createdAt")?);
+        let cgroup = cgroups.iter().find(|(_, path)| path.ends_with(&format!("crio-{}", container.id)));
+        let Some((cgroup_id, _)) = cgroup.filter(|_| created < begin) else { continue };
+        let inside = |event: &&Event| {
+            let Task { cgroup_id: of, mount_namespace, .. } = event.task;
+            of == *cgroup_id && mount_namespace != HOST_MOUNT_NAMESPACE && matches!(event.kind, EventKind::Exec { .. })
+        };
+        let Some(first) = events.iter().find(inside) else { continue };
+        let mount_namespace = first.task.mount_namespace;
+        let task = Task {
+            pid,
+            tid: pid,
+            start_boottime_ns: created,
+            cgroup_id: *cgroup_id,
+            mount_namespace,
+            pid_namespace: first.task.pid_namespace,
+            ..Default::default()
+        };
+        let image = Image { cgroup_id: *cgroup_id, mount_namespace, ..Default::default() };
+        processes.insert_rebuilt(&task, 0, Some(container.id.as_str().into()), true, image, None);
+    }
+    Ok(())
 }
 
 /// The recordings as node records: lineage and audit in the order of their times, through the agent's pipeline.
@@ -175,14 +215,17 @@ pub fn node_records() -> Result<Vec<NodeRecord>> {
         let (id, path) = line.split_once(' ')?;
         Some((id.parse().ok()?, path))
     });
+    let cgroups: Vec<(u64, &str)> = cgroups.collect();
     let mut audit: Vec<AuditRecord> = audit_records()?;
     audit.sort_by_key(|record| record.time);
     let mut audit = audit.into_iter().peekable();
 
     let origins = Origins { boot_id: Arc::from(BOOT_ID), epoch: 1 };
-    let mut processes = Processes::new([HOST_MOUNT_NAMESPACE]);
+    let mut processes =
+        Processes::new([HOST_MOUNT_NAMESPACE]).with_runtime(Runtime::default().served_by(CRIO_PID, None));
     add_runtime_service(&mut processes);
-    let mut pipeline = Pipeline::new(origins, processes, Cgroups::recorded(cgroups));
+    add_main_processes(&mut processes, &events, &cgroups, offset)?;
+    let mut pipeline = Pipeline::new(origins.clone(), processes, Cgroups::recorded(cgroups));
     let mut records = Vec::new();
     let mut last = events.first().map_or(0, |event| event.time_boot_ns);
     for event in &events {
@@ -206,7 +249,8 @@ pub fn node_records() -> Result<Vec<NodeRecord>> {
     }
     pipeline.advance(end, offset, true, &mut records);
 
+    let mut records: Vec<NodeRecord> = records.into_iter().map(|record| record.to_node_record(&origins)).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(uplink::name_containers(&mut names()?, &mut records));
+    runtime.block_on(naming()?.name(&mut records));
     Ok(records)
 }

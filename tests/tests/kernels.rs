@@ -4,8 +4,19 @@ use anyhow::{Result, ensure};
 use seclog_tests::lab::{exclusive, initramfs, places, skip, verifier, vm};
 
 /// Groups of checks (tests/src/bin/seclog-vm-init), and how many each has. `SECLOG_CHECKS` names others, for work on them.
-const EVERY_KERNEL: [(&str, usize); 4] = [("audit", 1), ("fentry", 7), ("kprobe", 7), ("overflow", 2)];
-const ONE_KERNEL: [(&str, usize); 5] = [("losses", 2), ("memory", 2), ("processes", 19), ("trouble", 9), ("quiet", 5)];
+const EVERY_KERNEL: [(&str, usize); 5] = [("audit", 1), ("fentry", 7), ("kprobe", 7), ("overflow", 2), ("streams", 1)];
+/// Linux 7 skips a program for one task while another's run of it on that processor is interrupted, and counts it (docs/capture.md).
+/// Below emulation that happens often: what must be whole is asked of older kernels.
+const NOT_NEWEST: [(&str, usize); 1] = [("crun", 6)];
+const ONE_KERNEL: [(&str, usize); 7] = [
+    ("containers", 9),
+    ("cgroup-v1", 9),
+    ("losses", 2),
+    ("memory", 2),
+    ("processes", 19),
+    ("trouble", 9),
+    ("quiet", 5),
+];
 /// The kernel that runs them all.
 const THOROUGH: &str = "6.1";
 
@@ -26,27 +37,36 @@ fn every_verdict_is_reported_as_audit_has_it(kernel: &str) -> Result<()> {
     let _turn = exclusive::turn("virtual-machine")?;
     let directory = tempfile::tempdir()?;
     let initramfs = directory.path().join("initramfs");
-    let programs =
+    let mut programs =
         ["seclog-agent", "seclog-load", "seclog-act"].into_iter().map(places::program).collect::<Result<Vec<_>>>()?;
+    match places::tool("crun") {
+        Some(crun) => programs.push(crun),
+        None => skip(&format!("{name}_crun"), "crun is not installed"),
+    }
     initramfs::write(&initramfs, &places::program("seclog-vm-init")?, &programs)?;
 
-    let groups: Vec<(&str, usize)> =
-        EVERY_KERNEL.into_iter().chain(ONE_KERNEL.into_iter().filter(|_| kernel == THOROUGH)).collect();
+    let has_crun = places::tool("crun").is_some();
+    let groups: Vec<(&str, usize)> = EVERY_KERNEL
+        .into_iter()
+        .chain(NOT_NEWEST.into_iter().filter(|_| kernel != "sid" && has_crun))
+        .chain(ONE_KERNEL.into_iter().filter(|_| kernel == THOROUGH))
+        .collect();
     let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();
     let asked = std::env::var("SECLOG_CHECKS").ok();
-    let console = vm::boot(&image, &initramfs, &asked.clone().unwrap_or_else(|| names.join(",")))?;
+    let console =
+        vm::boot(&image, &initramfs, &asked.clone().unwrap_or_else(|| names.join(",")), vm::Machine::ORDINARY)?;
     let checks = vm::checks(&console);
     checks.iter().for_each(|check| println!("{kernel}: {check:?}"));
     let verified = verifier::verified(&console);
     println!("{kernel}: instructions verified: {verified:?}");
-    let dear = verifier::above_ceiling(kernel, &verified);
-    ensure!(dear.is_empty(), "{}", dear.join("; "));
-    // Kernels before 5.16 do not tell.
-    ensure!(asked.is_some() || !verified.is_empty() || kernel == "5.10", "no figures of the verifier");
     let failed = checks.iter().any(|check| check.failure.is_some());
     let count: usize = groups.iter().map(|(_, count)| count).sum();
     let complete = asked.is_some() || checks.len() == count;
     ensure!(!failed && complete, "{checks:#?}\n--- console ---\n{}", console.join("\n"));
+    let dear = verifier::above_ceiling(kernel, &verified);
+    ensure!(dear.is_empty(), "{}", dear.join("; "));
+    // Kernels before 5.16 do not tell.
+    ensure!(asked.is_some() || !verified.is_empty() || kernel == "5.10", "no figures of the verifier");
     Ok(())
 }
 

@@ -126,9 +126,9 @@ fn a_rule_left_by_agent_and_guard_is_removed_by_the_next_agent_if_the_state_file
     let agent = agent(&[], &state)?;
     agent.wait_for_log("left behind")?;
     ensure!(!quiet::is_there(&Rule::ours())?, "the rule is still there");
-    ensure!(std::fs::read(&state)?.is_empty());
     agent.wait_for_log("capturing")?;
     ensure!(agent.terminate()?.success());
+    ensure!(std::fs::read(&state)?.is_empty());
     Ok(())
 }
 

@@ -13,6 +13,7 @@
 //!   audit_state  the host's audit settings, and that they come back
 //!   generator    verdicts at full speed
 //!     workload     what a logged call costs its caller; programs what the kernel programs cost
+//!     instructions the same in QEMU, with the hook, in instructions
 //!     storm        the agent in a storm, and idle
 //!     peer         auditd and laurel in the same storm
 //! ```
@@ -22,6 +23,7 @@ pub mod figure;
 pub mod fusing;
 pub mod generator;
 pub mod group;
+pub mod instructions;
 pub mod memory;
 pub mod peer;
 pub mod processor;

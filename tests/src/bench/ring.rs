@@ -4,20 +4,21 @@
 //! passes of two milliseconds at 100,000 records a second, the pace of a storm. Making them is not timed; dropping the node
 //! records is.
 
+use super::{
+    figure::Figure,
+    median, processor, spread,
+    synthetic::{NODE_RECORDS, Pass, RECORDS, Story, VERDICTS},
+};
 use anyhow::{Context as _, Result, ensure};
+use prost::Message as _;
 use seclog_agent::{
     capture::{
         audit,
         kernel::{Record, decode},
     },
+    lineage::Outcome as Attempt,
     pipeline::{Pipeline, PipelineCounters},
-};
-use seclog_proto::v1::{NodeRecord, node_record::Detail};
-
-use super::{
-    figure::Figure,
-    median, processor, spread,
-    synthetic::{NODE_RECORDS, Pass, RECORDS, Story, VERDICTS},
+    record::{self, Detail, VerdictEnd},
 };
 
 /// Processes and time of one pass.
@@ -36,6 +37,8 @@ pub enum Timed {
     Verdicts,
     /// Audit records in place of the verdicts' ring.
     Audit,
+    /// What comes after, in the uplink's thread: records to node records, and those to bytes.
+    Texts,
 }
 
 /// What went through, and what it cost.
@@ -73,8 +76,15 @@ pub fn run(timed: Timed, warm_up: u32, processes: u32) -> Result<Outcome> {
         let pass = story.pass(count, PASS_NS);
         let (records, cpu_ns) = feed(&mut pipeline, &pass, timed, &mut out)?;
         count_out(&out, &mut outcome);
+        let made = out.len() as u64;
         let before = processor::thread_ns();
+        if timed == Timed::Texts {
+            for record in out.drain(..) {
+                std::hint::black_box(record.to_node_record(&pipeline.origins).encode_to_vec());
+            }
+        }
         out.clear();
+        let (records, cpu_ns) = if timed == Timed::Texts { (made, 0) } else { (records, cpu_ns) };
         if measured {
             outcome.timed_records += records;
             outcome.cpu_ns += cpu_ns + processor::thread_ns() - before;
@@ -86,18 +96,17 @@ pub fn run(timed: Timed, warm_up: u32, processes: u32) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn count_out(out: &[NodeRecord], outcome: &mut Outcome) {
+fn count_out(out: &[record::Record], outcome: &mut Outcome) {
     outcome.node_records += out.len() as u64;
     for record in out {
-        outcome.in_session += u64::from(record.session_root.is_some());
-        if let Some(Detail::Verdict(verdict)) = &record.detail {
-            outcome.executed += u64::from(verdict.outcome == "executed");
-        }
+        outcome.in_session += u64::from(record.root.is_some());
+        let executed = matches!(&record.detail, Detail::Verdict(_, VerdictEnd::Of(Attempt::Executed { .. })));
+        outcome.executed += u64::from(executed);
     }
 }
 
 /// One pass; timed records and their CPU time.
-fn feed(pipeline: &mut Pipeline, pass: &Pass, timed: Timed, out: &mut Vec<NodeRecord>) -> Result<(u64, u64)> {
+fn feed(pipeline: &mut Pipeline, pass: &Pass, timed: Timed, out: &mut Vec<record::Record>) -> Result<(u64, u64)> {
     let offset = Story::offset();
     let mut begin = processor::thread_ns();
     for bytes in pass.lineage.iter() {
@@ -139,8 +148,8 @@ pub fn check(timed: Timed, outcome: &Outcome, processes: u64) -> Result<()> {
 
 pub fn figures(processes: u32) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let each = [Timed::Rings, Timed::Verdicts, Timed::Audit];
-    let mut costs: [Vec<f64>; 3] = Default::default();
+    let each = [Timed::Rings, Timed::Verdicts, Timed::Audit, Timed::Texts];
+    let mut costs: [Vec<f64>; 4] = Default::default();
     for _ in 0..REPETITIONS {
         for (timed, costs) in each.into_iter().zip(&mut costs) {
             let outcome = run(timed, WARM_UP, processes)?;
@@ -148,7 +157,7 @@ pub fn figures(processes: u32) -> Result<Vec<Figure>> {
             costs.push(outcome.ns());
         }
     }
-    let [rings, verdicts, audit] = costs;
+    let [rings, verdicts, audit, texts] = costs;
     let records = u64::from(processes) * RECORDS;
     let how =
         format!("ns a record, {records} synthetic records x {REPETITIONS}: fork, exec, exit and 5 verdicts a process");
@@ -159,6 +168,8 @@ pub fn figures(processes: u32) -> Result<Vec<Figure>> {
     figures.push(Figure::judged("  verdict records alone", "at most 1000 ns", spread(&verdicts, 0), met, how));
     let how = "ns a record: the same verdicts as text of 1326 records, parsed, fused, pinned";
     figures.push(Figure::stated("audit record: parse, fuse, pin", spread(&audit, 0), how));
+    let how = "ns a record, in the uplink's thread: the record's texts made, and encoded for the wire";
+    figures.push(Figure::stated("  to a node record and to bytes", spread(&texts, 0), how));
     Ok(figures)
 }
 
@@ -168,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_synthetic_record_becomes_a_node_record_of_the_session() {
-        for timed in [Timed::Rings, Timed::Verdicts, Timed::Audit] {
+        for timed in [Timed::Rings, Timed::Verdicts, Timed::Audit, Timed::Texts] {
             let outcome = run(timed, 0, 500).unwrap();
             check(timed, &outcome, 500).unwrap();
         }

@@ -13,8 +13,7 @@ const REPETITIONS: usize = 5;
 const QUICK_CALLS: u64 = 1_000_000;
 const LOGGED_CALLS: u64 = 100_000;
 
-/// `program_ns`: a kernel program's own cost, where it is known.
-pub fn figures(program: Option<(&str, f64)>) -> Result<Vec<Figure>> {
+pub fn figures() -> Result<Vec<Figure>> {
     let mut costs: [Vec<f64>; 4] = Default::default();
     let mut waited = Vec::new();
     for _ in 0..REPETITIONS {
@@ -29,7 +28,7 @@ pub fn figures(program: Option<(&str, f64)>) -> Result<Vec<Figure>> {
     let [plain, silent, logged, excluded] = costs;
     let (default_ns, excluded_ns) = (median(logged.clone()), median(excluded.clone()));
     let eighth = default_ns / 8.0;
-    let mut figures = vec![
+    Ok(vec![
         Figure::stated("a call without a filter", spread(&plain, 0), "ns of the caller's CPU, getppid"),
         Figure::stated("a call under a filter that lets it pass", spread(&silent, 0), "ns of the caller's CPU"),
         Figure::stated(
@@ -44,17 +43,5 @@ pub fn figures(program: Option<(&str, f64)>) -> Result<Vec<Figure>> {
             excluded_ns <= eighth,
             format!("ns of the caller's CPU; 1/{:.1} of the default path", default_ns / excluded_ns),
         ),
-    ];
-    let target = "at most 1/8 of the default path";
-    let why = match program {
-        None => "the verdict hook does not attach on this host".to_owned(),
-        Some((name, ns)) => format!(
-            "the verdict hook does not attach on this host; the rule leaves {:.0} ns for it. For scale: {name}, which \
-             stamps the same task, takes {ns:.0} ns, which would make 1/{:.1}",
-            eighth - excluded_ns,
-            default_ns / (excluded_ns + ns)
-        ),
-    };
-    figures.push(Figure::not_measured("a logged call, quiet mode", target, why));
-    Ok(figures)
+    ])
 }

@@ -36,6 +36,33 @@ pub struct Pod {
     pub sandbox_id: String,
     pub container: String,
     pub container_id: String,
+    pub rights: Rights,
+}
+
+/// What a pod may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    Ordinary,
+    /// What `oc debug node/…` makes: privileged, among the host's processes.
+    Node,
+}
+
+// === impl Rights ===
+
+impl Rights {
+    fn namespaces(self) -> NamespaceOption {
+        match self {
+            Self::Ordinary => host_network(),
+            Self::Node => NamespaceOption { pid: NamespaceMode::Node.into(), ..host_network() },
+        }
+    }
+
+    fn apply_to(self, sandbox: &mut PodSandboxConfig) {
+        if let Some(context) = sandbox.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+            context.namespace_options = Some(self.namespaces());
+            context.privileged = self == Self::Node;
+        }
+    }
 }
 
 impl Pod {
@@ -60,12 +87,38 @@ impl Cri {
 
     /// Runs a pod on the host's network with one container that waits, under a seccomp profile that logs what starts
     /// processes.
-    pub async fn run_pod(&mut self, namespace: &str, name: &str, uid: &str, container: &str) -> Result<Pod> {
-        let sandbox_config = sandbox_config(namespace, name, uid, &self.directory);
+    pub async fn run_pod(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        container: &str,
+        rights: Rights,
+    ) -> Result<Pod> {
+        let mut sandbox_config = sandbox_config(namespace, name, uid, &self.directory);
+        rights.apply_to(&mut sandbox_config);
         let request = RunPodSandboxRequest { config: Some(sandbox_config.clone()), runtime_handler: String::new() };
         let sandbox_id =
             self.client.run_pod_sandbox(request).await.context("RunPodSandbox")?.into_inner().pod_sandbox_id;
 
+        let mut pod = Pod {
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: uid.into(),
+            sandbox_id,
+            container: container.into(),
+            container_id: String::new(),
+            rights,
+        };
+        pod.container_id = self.run_container(&pod, container, &["/bin/sleep", "1000000"]).await?;
+        Ok(pod)
+    }
+
+    /// One more container of a pod; its id.
+    pub async fn run_container(&mut self, pod: &Pod, container: &str, command: &[&str]) -> Result<String> {
+        let Pod { namespace, name, uid, sandbox_id, .. } = pod;
+        let mut sandbox_config = sandbox_config(namespace, name, uid, &self.directory);
+        pod.rights.apply_to(&mut sandbox_config);
         let mut labels = labels(namespace, name, uid);
         labels.insert("io.kubernetes.container.name".into(), container.into());
         let seccomp = SecurityProfile {
@@ -73,14 +126,14 @@ impl Cri {
             localhost_ref: logging_profile(&self.directory)?.display().to_string(),
         };
         let security_context = LinuxContainerSecurityContext {
-            namespace_options: Some(host_network()),
-            seccomp: Some(seccomp),
-            ..Default::default()
+            namespace_options: Some(pod.rights.namespaces()),
+            privileged: pod.rights == Rights::Node,
+            seccomp: Some(seccomp).filter(|_| pod.rights == Rights::Ordinary),
         };
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: container.into(), attempt: 0 }),
             image: Some(ImageSpec { image: image::REFERENCE.into() }),
-            command: vec!["/bin/sleep".into(), "1000000".into()],
+            command: command.iter().map(ToString::to_string).collect(),
             labels,
             log_path: format!("{container}.log"),
             linux: Some(LinuxContainerConfig { security_context: Some(security_context) }),
@@ -95,14 +148,7 @@ impl Cri {
             self.client.create_container(request).await.context("CreateContainer")?.into_inner().container_id;
         let request = StartContainerRequest { container_id: container_id.clone() };
         self.client.start_container(request).await.context("StartContainer")?;
-        Ok(Pod {
-            namespace: namespace.into(),
-            name: name.into(),
-            uid: uid.into(),
-            sandbox_id,
-            container: container.into(),
-            container_id,
-        })
+        Ok(container_id)
     }
 
     pub async fn remove_pod(&mut self, sandbox_id: &str) -> Result<()> {
@@ -114,11 +160,17 @@ impl Cri {
 
     /// The streaming way, as for `kubectl exec`: the runtime's own streaming server carries the output.
     pub async fn exec(&mut self, container_id: &str, command: &[&str]) -> Result<Output> {
+        self.exec_with(container_id, command, false).await
+    }
+
+    /// The same; with a console there is one output only.
+    pub async fn exec_with(&mut self, container_id: &str, command: &[&str], console: bool) -> Result<Output> {
         let request = ExecRequest {
             container_id: container_id.into(),
             cmd: command.iter().map(ToString::to_string).collect(),
+            tty: console,
             stdout: true,
-            stderr: true,
+            stderr: !console,
             ..Default::default()
         };
         let url = self.client.exec(request).await.context("Exec")?.into_inner().url;

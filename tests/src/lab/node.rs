@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
 
 use super::{
-    cri::{Cri, Pod},
+    cri::{Cri, Pod, Rights},
     image, leftovers, places,
     process::{PATIENCE, Process},
     stream::Output,
@@ -48,10 +48,16 @@ impl Node {
 
     /// Starts containerd and imports the image; returns when the runtime answers.
     pub async fn start() -> Result<Self> {
+        Self::start_with("runc").await
+    }
+
+    /// With another OCI runtime.
+    pub async fn start_with(runtime: &str) -> Result<Self> {
+        let runtime = places::tool(runtime).with_context(|| format!("no {runtime}"))?;
         let directory = tempfile::Builder::new().prefix("seclog-node-").tempdir()?;
         let path = directory.path();
         let config = path.join("config.toml");
-        fs::write(&config, configuration(path)?)?;
+        fs::write(&config, configuration(path, &runtime)?)?;
         let program = places::tool("containerd").context("no containerd")?;
         // Where Debian puts runc, which a user's PATH may lack.
         let search = std::env::join_paths(
@@ -74,6 +80,22 @@ impl Node {
         socket(self.directory.path())
     }
 
+    /// Where it keeps the specifications of its containers, and their root file systems.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state/io.containerd.runtime.v2.task/k8s.io")
+    }
+
+    /// A file of a running container.
+    pub fn file(&self, pod: &Pod, path: &str) -> PathBuf {
+        self.state().join(&pod.container_id).join("rootfs").join(path.trim_start_matches('/'))
+    }
+
+    /// The container's first process.
+    pub fn main_process(&self, pod: &Pod) -> Result<u32> {
+        let path = self.state().join(&pod.container_id).join("init.pid");
+        fs::read_to_string(&path).with_context(|| path.display().to_string())?.trim().parse().context("a pid")
+    }
+
     pub fn log(&self) -> String {
         self.containerd.log()
     }
@@ -83,10 +105,14 @@ impl Node {
     }
 
     pub async fn run_pod(&self, namespace: &str, name: &str, container: &str) -> Result<Pod> {
+        self.run_pod_with(namespace, name, container, Rights::Ordinary).await
+    }
+
+    pub async fn run_pod_with(&self, namespace: &str, name: &str, container: &str, rights: Rights) -> Result<Pod> {
         let uid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
         // Noted first: whatever fails below may have made cgroups.
         self.pods().push(PodRun { uid: uid.clone(), sandbox_id: None });
-        let pod = self.cri.clone().run_pod(namespace, name, &uid, container).await?;
+        let pod = self.cri.clone().run_pod(namespace, name, &uid, container, rights).await?;
         self.pods()
             .iter_mut()
             .filter(|run| run.uid == uid)
@@ -94,14 +120,31 @@ impl Node {
         Ok(pod)
     }
 
+    /// One more container of a pod; its id.
+    pub async fn run_container(&self, pod: &Pod, name: &str, command: &[&str]) -> Result<String> {
+        self.cri.clone().run_container(pod, name, command).await
+    }
+
     /// See [`Cri::exec`].
     pub async fn exec(&self, pod: &Pod, command: &[&str]) -> Result<Output> {
         self.cri.clone().exec(&pod.container_id, command).await
     }
 
+    /// See [`Cri::exec_with`].
+    pub async fn exec_with_console(&self, pod: &Pod, command: &[&str]) -> Result<Output> {
+        self.cri.clone().exec_with(&pod.container_id, command, true).await
+    }
+
     /// See [`Cri::exec_sync`].
     pub async fn exec_sync(&self, pod: &Pod, command: &[&str]) -> Result<Output> {
         self.cri.clone().exec_sync(&pod.container_id, command).await
+    }
+
+    /// An exec by containerd's own API, past the CRI: what an administrator of the node does with `ctr`.
+    pub fn by_hand(&self, pod: &Pod, command: &[&str]) -> Result<()> {
+        let mut ctr = Command::new(places::tool("ctr").context("no ctr")?);
+        ctr.arg("--address").arg(self.socket()).args(["-n", "k8s.io", "tasks", "exec", "--exec-id", "by-hand"]);
+        image::run(ctr.arg(&pod.container_id).args(command)).map(drop)
     }
 
     fn pods(&self) -> std::sync::MutexGuard<'_, Vec<PodRun>> {
@@ -148,7 +191,8 @@ fn socket(directory: &Path) -> PathBuf {
 /// Copies the image for each container instead of stacking it: works on every file system, overlay included.
 const SNAPSHOTTER: &str = "native";
 
-fn configuration(directory: &Path) -> Result<String> {
+fn configuration(directory: &Path, runtime: &Path) -> Result<String> {
+    let runtime = runtime.to_str().context("the runtime's path is not UTF-8")?;
     let directory = directory.to_str().context("temporary directory is not UTF-8")?;
     let image = image::REFERENCE;
     Ok(format!(
@@ -174,6 +218,7 @@ default_runtime_name = "runc"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+BinaryName = "{runtime}"
 Root = "{directory}/runc"
 "#
     ))

@@ -53,10 +53,23 @@ impl Pki {
         })
     }
 
+    /// The authority's certificate and key, as files: --enrol-ca-cert and --enrol-ca-key.
+    pub fn authority(&self) -> Result<Identity> {
+        let key = self.directory.join("ca-key.pem");
+        std::fs::write(&key, self.issuer.key().serialize_pem())?;
+        Ok(Identity { certificate: self.ca.clone(), key })
+    }
+
     /// A key and certificate for the agent of one node.
     pub fn agent(&self, cluster: &str, node: &str) -> Result<Identity> {
         let uri = SanType::URI(format!("seclog://{cluster}/{node}").try_into()?);
-        issue(&self.issuer, &self.directory, &format!("agent-{node}"), ExtendedKeyUsagePurpose::ClientAuth, &[uri])
+        issue(
+            &self.issuer,
+            &self.directory,
+            &format!("agent-{cluster}-{node}"),
+            ExtendedKeyUsagePurpose::ClientAuth,
+            &[uri],
+        )
     }
 }
 

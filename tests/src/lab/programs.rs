@@ -2,15 +2,18 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use seclog_proto::v1::NodeRecord;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{kube_audit, pki::Pki, places, process::Process, webhook};
 
@@ -22,6 +25,7 @@ pub struct Correlator {
     process: Process,
     pub agents: SocketAddr,
     pub webhook: SocketAddr,
+    journal: tempfile::TempDir,
 }
 
 /// The correlator's allowance, and a little.
@@ -31,7 +35,7 @@ const CLOCKS_MAY_DIFFER: Duration = Duration::from_millis(1200);
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
-    _directory: tempfile::TempDir,
+    directory: Arc<TempDir>,
 }
 
 /// Where an agent's records go.
@@ -45,8 +49,16 @@ pub enum Sink<'a> {
 
 impl Correlator {
     pub fn start(pki: &Pki) -> Result<Self> {
+        let journal = tempfile::tempdir()?;
         let mut command = program("seclog-correlator")?;
-        command.args(["serve", "--cluster", CLUSTER, "--output", "-", "--format", "json"]);
+        command.args(["serve", "--journal"]).arg(journal.path()).args([
+            "--cluster",
+            CLUSTER,
+            "--output",
+            "-",
+            "--format",
+            "json",
+        ]);
         command.args(["--agents-listen", "127.0.0.1:0", "--audit-webhook-listen", "127.0.0.1:0"]);
         command.arg("--tls-cert").arg(&pki.server.certificate).arg("--tls-key").arg(&pki.server.key);
         command.arg("--client-ca").arg(&pki.ca);
@@ -55,7 +67,7 @@ impl Correlator {
         let process = Process::start("seclog-correlator", &mut command)?;
         let agents = address(&process.wait_for_log("listening for agents")?)?;
         let webhook = address(&process.wait_for_log("listening for audit webhook")?)?;
-        Ok(Self { process, agents, webhook })
+        Ok(Self { process, agents, webhook, journal })
     }
 
     /// Delivers events to the webhook as one EventList.
@@ -80,6 +92,19 @@ impl Correlator {
                 self.process.log()
             )
         })
+    }
+
+    /// What a command prints that reads the store, while this one runs.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
+        let output = program("seclog-correlator")?.args(arguments).arg("--store").arg(self.store()).output()?;
+        if !output.status.success() {
+            bail!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.journal.path().join("store")
     }
 
     pub fn log(&self) -> String {
@@ -110,11 +135,15 @@ impl Agent {
     /// Returns when it captures, and when no request from now on can be taken for one of the time before it: that time is a
     /// declared loss, and the correlator lets clocks differ by a second.
     pub fn start(node: &str, cri_socket: &Path, sink: Sink<'_>) -> Result<Self> {
+        let directory = Arc::new(tempfile::tempdir()?);
+        Self::start_in(directory, node, sink, &["--cri-socket".as_ref(), cri_socket.as_os_str()])
+    }
+
+    /// With what it is to find and to leave on disk, and with these arguments.
+    pub fn start_in(directory: Arc<TempDir>, node: &str, sink: Sink<'_>, arguments: &[&OsStr]) -> Result<Self> {
         let mut command = program("seclog-agent")?;
         command.args(["run", "--cluster", CLUSTER, "--node", node, "--verdict-hook", "auto"]);
-        command.arg("--cri-socket").arg(cri_socket);
-        let directory = tempfile::tempdir()?;
-        command.arg("--state-file").arg(directory.path().join("agent.state"));
+        command.args(arguments).arg("--state-file").arg(directory.path().join("agent.state"));
         match sink {
             Sink::Stdout => {
                 command.args(["--sink", "stdout"]);
@@ -129,7 +158,16 @@ impl Agent {
         let process = Process::start("seclog-agent", &mut command)?;
         process.wait_for_log("capturing")?;
         std::thread::sleep(CLOCKS_MAY_DIFFER);
-        Ok(Self { process, _directory: directory })
+        Ok(Self { process, directory })
+    }
+
+    /// Where it keeps what its next run is to know.
+    pub fn directory(&self) -> &Arc<TempDir> {
+        &self.directory
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Records on standard output so far (with [`Sink::Stdout`]).

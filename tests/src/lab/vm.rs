@@ -1,4 +1,5 @@
-//! A kernel in QEMU, by software emulation: it needs no rights and no hardware, and is slow; times mean nothing there.
+//! A kernel in QEMU, by software emulation: it needs no rights and no hardware, and is slow; times mean nothing there, but
+//! instructions can be counted.
 
 use std::{
     fs,
@@ -19,6 +20,11 @@ pub const DONE: &str = "init: done";
 
 /// Begins the word of the kernel's command line that tells /init what to check.
 pub const CHECKS: &str = "seclog.checks=";
+
+/// Begins a line `COST <name> <instructions>` of /init.
+pub const COST: &str = "COST ";
+/// Begins a check on the console.
+pub const CHECK: &str = "CHECK ";
 
 /// One line `CHECK <name> ok` or `CHECK <name> FAIL <detail>` of /init.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,17 +58,40 @@ pub fn unavailable() -> Option<String> {
 /// while the kernel patches its own code (int3 in a static key, seen on the newest kernels at one second).
 const BOOTS: u32 = 3;
 
+/// What the machine's clock follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The host's; two processors.
+    Host,
+    /// A nanosecond is one instruction of its one processor, so that its clocks count instructions.
+    Instructions,
+}
+
+/// How a machine is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    pub clock: Clock,
+    /// `audit=1`, as auditd sets it: system calls have contexts, and a seccomp record brings one of the call itself.
+    pub audit_enabled: bool,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    pub const ORDINARY: Self = Self { clock: Clock::Host, audit_enabled: true };
+}
+
 /// Boots, waits for /init to have run these groups of checks, and returns all that was on the console.
-pub fn boot(kernel: &Path, initramfs: &Path, checks: &str) -> Result<Vec<String>> {
+pub fn boot(kernel: &Path, initramfs: &Path, checks: &str, machine: Machine) -> Result<Vec<String>> {
     for again in 1..BOOTS {
-        match boot_once(kernel, initramfs, checks)? {
+        match boot_once(kernel, initramfs, checks, machine)? {
             Console::Whole(console) => return Ok(console),
             Console::NothingRan(tail) => {
                 println!("the emulated kernel panicked before /init said anything ({again} of {BOOTS}):\n{tail}");
             }
         }
     }
-    match boot_once(kernel, initramfs, checks)? {
+    match boot_once(kernel, initramfs, checks, machine)? {
         Console::Whole(console) => Ok(console),
         Console::NothingRan(tail) => bail!("the kernel panicked {BOOTS} times before /init said anything:\n{tail}"),
     }
@@ -75,16 +104,21 @@ enum Console {
     NothingRan(String),
 }
 
-fn boot_once(kernel: &Path, initramfs: &Path, checks: &str) -> Result<Console> {
+fn boot_once(kernel: &Path, initramfs: &Path, checks: &str, set_up: Machine) -> Result<Console> {
     let mut qemu = Command::new(places::tool("qemu-system-x86_64").context("no qemu-system-x86_64")?);
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+    let audit = if set_up.audit_enabled { "audit=1" } else { "" };
+    match set_up.clock {
+        Clock::Host => qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
+        Clock::Instructions => qemu.args(["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off"]),
+    };
+    qemu.args(["-cpu", "max", "-m", "1024"])
         .args(["-nographic", "-no-reboot", "-nic", "none"])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        .arg(format!("console=ttyS0 quiet panic=-1 audit=1 audit_backlog_limit=8192 {CHECKS}{checks}"));
+        .arg(format!("console=ttyS0 quiet panic=-1 {audit} audit_backlog_limit=8192 {CHECKS}{checks}"));
     let machine = Process::start("qemu", &mut qemu)?;
     loop {
         let lines = machine.stdout().count();
@@ -115,11 +149,20 @@ fn is_over(line: &str) -> bool {
     line.contains("Kernel panic") || line.contains(DONE)
 }
 
+/// The costs among the lines of a console, instructions of one call.
+pub fn costs(console: &[String]) -> Vec<(String, f64)> {
+    let cost = |line: &String| {
+        let (name, value) = line.split_once(COST)?.1.trim_end().split_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    console.iter().filter_map(cost).collect()
+}
+
 /// The checks among the lines of a console.
 pub fn checks(console: &[String]) -> Vec<Check> {
     let check = |line: &String| {
         // The console's first bytes may stand before it on the line.
-        let (_, rest) = line.split_once("CHECK ")?;
+        let (_, rest) = line.split_once(CHECK)?;
         let (name, verdict) = rest.trim_end().split_once(' ')?;
         let failure = (verdict != "ok").then(|| verdict.trim_start_matches("FAIL").trim().to_owned());
         Some(Check { name: name.to_owned(), failure })

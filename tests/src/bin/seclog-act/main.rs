@@ -1,8 +1,10 @@
 //! Does one thing that the kernel programs must see right, as a process of a container would. What it does to whom is in
-//! the names of its subcommands; where it waits for a line on standard input, it has printed `ready` before.
+//! the names of its subcommands, or in the name that it is called by; where it waits for a line on standard input, it has printed `ready` before.
 
+mod crun;
 mod foreign;
 mod processes;
+mod runtime;
 mod suppressed;
 mod verdicts;
 
@@ -65,6 +67,9 @@ enum SuppressedAct {
 }
 
 fn main() -> Result<()> {
+    if let Some(result) = runtime::by_name() {
+        return result;
+    }
     match Act::parse() {
         Act::Enter { cgroup, program } => {
             join(&cgroup)?;

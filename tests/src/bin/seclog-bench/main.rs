@@ -4,7 +4,7 @@
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use seclog_tests::{
-    bench::{audit_state, figure::Figure, figure::Report, fusing, peer, programs, ring, storm, workload},
+    bench::{audit_state, figure::Figure, figure::Report, fusing, instructions, peer, programs, ring, storm, workload},
     lab::exclusive,
 };
 
@@ -18,6 +18,8 @@ enum Part {
     Synthetic,
     Idle,
     Workload,
+    /// What a logged call costs where the hook attaches, in QEMU
+    Instructions,
     Storm,
     Peer,
 }
@@ -48,17 +50,19 @@ fn main() -> Result<()> {
         add(&mut report, "ring record", ring::figures(processes));
         add(&mut report, "fuse", fusing::figures(pairs));
     }
+    if wanted(Part::Instructions) {
+        eprintln!("a logged call in QEMU");
+        add(&mut report, "a logged call, quiet mode with the hook", instructions::figures());
+    }
     // The host's audit stream and its settings: one at a time.
     let _turn = exclusive::turn("containers")?;
     let usable = audit_state::usable();
-    let mut costs = Default::default();
     if wanted(Part::Idle) || wanted(Part::Workload) {
         eprintln!("an idle agent, and its kernel programs");
         match storm::idle() {
             Ok((figures, of_programs)) => {
                 report.extend(figures);
                 report.extend(programs::figures(&of_programs));
-                costs = of_programs;
             }
             Err(error) => report.add(Figure::not_measured("idle", "", format!("{error:#}"))),
         }
@@ -77,7 +81,7 @@ fn main() -> Result<()> {
         let figures = match part {
             Part::Storm => storm::figures(verdicts),
             Part::Peer => peer::figures(verdicts),
-            _ => workload::figures(costs.get_key_value("sched_process_exit").map(|(name, ns)| (name.as_str(), *ns))),
+            _ => workload::figures(),
         };
         add(&mut report, name, figures);
     }

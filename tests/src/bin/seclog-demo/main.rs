@@ -76,6 +76,7 @@ async fn story() -> Result<()> {
     let both_sides = agent.is_some() && pod.is_some();
     let session = wait_for_session(&correlator, both_sides).await?;
     show::session(&session)?;
+    ask(&correlator, &session).await?;
     if let Some(agent) = &agent {
         agent.stop()?;
     }
@@ -144,6 +145,26 @@ async fn exec(node: &Node, pod: &Pod) {
         }
         Err(error) => show::missing("exec", &format!("{error:#}")),
     }
+}
+
+/// As an administrator would, afterwards: the store has it at most a second later than the output.
+async fn ask(correlator: &Correlator, session: &Value) -> Result<()> {
+    let id = session["id"].as_str().unwrap_or_default();
+    let wanted = session["revision"].as_u64();
+    let turns = PATIENCE.as_millis() / 100;
+    for _ in 0..turns {
+        let told = correlator.ask(&["show", id, "--json"]).ok();
+        let told = told.and_then(|told| serde_json::from_str::<Value>(&told).ok()).unwrap_or_default();
+        if told["session"]["revision"].as_u64() >= wanted {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    show::asked("sessions", &correlator.ask(&["sessions"])?);
+    let first = id.get(..8).unwrap_or(id);
+    show::asked(&format!("show {first}"), &correlator.ask(&["show", first])?);
+    show::how_to_ask();
+    Ok(())
 }
 
 /// The session of the request; where both sides saw it, when they are joined. Asks again and again, so that an

@@ -66,6 +66,20 @@ pub(crate) fn session(session: &Value) -> Result<()> {
     Ok(())
 }
 
+/// What a command of the correlator's printed.
+pub(crate) fn asked(command: &str, answer: &str) {
+    println!("\n  $ seclog-correlator {command}\n");
+    for line in answer.lines() {
+        println!("  {line}");
+    }
+}
+
+pub(crate) fn how_to_ask() {
+    println!(
+        "\n  Others: findings, tail, and all of them with --json; docs/store.md. `replay --store DIR` makes a store of files."
+    );
+}
+
 fn row(name: &str, value: &str) {
     println!("  {name:<10}{value}");
 }

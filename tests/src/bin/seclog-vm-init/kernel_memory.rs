@@ -25,7 +25,8 @@ pub(crate) fn kernel_memory(cgroup: &Path) -> Vec<(&'static str, Result<()>)> {
 /// A root that is known; its children's forks are lost, and their verdicts are not.
 fn children_of_a_known_root(cgroup: &Path, more: &[&str], alive: &[&str]) -> Result<(u32, Captured)> {
     let runtime = Runtime::start()?;
-    let arguments = runtime.arguments(&[&["--ring-bytes", "4096"][..], more].concat());
+    let arguments =
+        runtime.arguments(&[&["--verdict-ring-bytes", "4096", "--lineage-ring-bytes", "4096"][..], more].concat());
     let agent = Agent::start(&[CAP_AUDIT_READ], &arguments)?;
     let (idle, calling) = (IDLE.to_string(), CALLING.to_string());
     let forks = [&["/bin/seclog-act", "forks", &idle, &calling][..], alive].concat();

@@ -5,6 +5,9 @@
 //! An independent listener hears the same audit records as the agent; what the agent reports must be those, completed.
 
 mod agent_run;
+mod containers;
+mod cost;
+mod crun;
 mod kernel_memory;
 mod machine;
 mod overflow;
@@ -52,7 +55,7 @@ fn work() -> Result<()> {
 type Group = fn(&Path) -> Vec<(&'static str, Result<()>)>;
 
 /// In the order they run. The last one locks the audit rules for good.
-const GROUPS: [(&str, Group); 9] = [
+const GROUPS: [(&str, Group); 14] = [
     ("audit", |cgroup| vec![("observer", observer_hears_every_verdict(cgroup))]),
     ("fentry", |cgroup| agent_run::agent_agrees_with_audit("fentry", cgroup)),
     ("kprobe", |cgroup| agent_run::agent_agrees_with_audit("kprobe", cgroup)),
@@ -60,7 +63,13 @@ const GROUPS: [(&str, Group); 9] = [
     ("losses", overflow::rarer_losses),
     ("memory", kernel_memory::kernel_memory),
     ("processes", processes::processes),
+    ("containers", containers::containers),
+    ("streams", containers::streams),
+    ("cgroup-v1", containers::cgroup_v1),
+    // It turns on controllers of the v2 hierarchy, which v1 could not have then.
+    ("crun", crun::crun),
     ("trouble", trouble::trouble),
+    ("cost", cost::cost),
     ("quiet", quiet::quiet_mode),
 ];
 

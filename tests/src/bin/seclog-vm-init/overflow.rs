@@ -10,7 +10,7 @@ use super::{
     session::{Agent, CAP_AUDIT_READ, CAP_NET_ADMIN, Captured, act_inside},
 };
 
-const TINY: [&str; 2] = ["--ring-bytes", "4096"];
+const TINY: [&str; 4] = ["--verdict-ring-bytes", "4096", "--lineage-ring-bytes", "4096"];
 const MADE: u64 = (CALLS + EXECS) as u64;
 /// More kinds than the kernel's map of counts has room for.
 const KINDS: u64 = 6000;

@@ -29,7 +29,7 @@ pub(crate) fn quiet_mode(cgroup: &std::path::Path) -> Vec<(&'static str, Result<
     ]
 }
 
-fn agent(arguments: &[&str]) -> Result<Process> {
+pub(crate) fn agent(arguments: &[&str]) -> Result<Process> {
     let mut command = Command::new(super::agent_program());
     command.args(["run", "--sink", "stdout", "--node", "vm", "--cluster", "test", "--quiet"]).args(arguments);
     Process::start("seclog-agent", command.env("NO_COLOR", "1"))

@@ -64,13 +64,14 @@ fn says(captured: &Captured, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// An hour ahead and back, while verdicts are on their way.
+/// An hour ahead and most of it back, while verdicts are on their way. Not all of it: between two looks of the agent may lie
+/// both, and what they come to must be more than nothing.
 fn clock_steps_break_no_pair(cgroup: &Path) -> Result<()> {
     let agent = Agent::start(&[], &[])?;
     let mut caller = caller(cgroup, STEPS)?;
     for step in 0..STEPS {
         caller.tell()?;
-        set_clock(if step % 2 == 0 { 3600 } else { -3600 })?;
+        set_clock(if step % 2 == 0 { 3600 } else { -3000 })?;
         if step + 1 < STEPS {
             caller.is_ready()?;
         }
@@ -132,7 +133,7 @@ fn the_audit_socket_is_closed(cgroup: &Path) -> Result<()> {
 /// Starts whose arguments alone are larger than the ring.
 fn an_event_larger_than_the_ring(cgroup: &Path) -> Result<()> {
     super::session::act_outside(&["shortest", "/tmp/shortest"])?;
-    let agent = Agent::start(&[CAP_AUDIT_READ], &["--ring-bytes", "4096"])?;
+    let agent = Agent::start(&[CAP_AUDIT_READ], &["--verdict-ring-bytes", "4096", "--lineage-ring-bytes", "4096"])?;
     act_inside(cgroup, &["arguments"])?;
     let captured = one_turn(agent, cgroup)?;
     let too_large = |record: &NodeRecord| matches!(&record.detail, Some(Detail::ProcessStart(start)) if start.argv.concat().len() > 4096);
