@@ -26,12 +26,7 @@ struct Case {
 }
 
 fn start_of(agent: &Agent, argument: &str) -> Result<(NodeRecord, SessionRoot)> {
-    let is_it = |record: &NodeRecord| match &record.detail {
-        Some(Detail::ProcessStart(start)) => start.argv.iter().any(|own| own == argument),
-        _ => false,
-    };
-    let record = agent.wait_for_record(PATIENCE, is_it)?;
-    let root = record.session_root.clone().context("no root")?;
+    let (record, _, root) = agent.wait_for_start(argument)?;
     Ok((record, root))
 }
 

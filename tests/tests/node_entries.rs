@@ -9,35 +9,15 @@ use seclog_tests::lab::{
     exclusive,
     image::run,
     node::Node,
-    places,
     process::PATIENCE,
     programs::{Agent, Sink},
     skip,
 };
 use tokio::task::JoinSet;
 
-fn can_run(name: &str, tools: &[&str]) -> bool {
-    let missing = tools.iter().find(|tool| places::tool(tool).is_none()).map(|tool| format!("not installed: {tool}"));
-    let reason = Node::unavailable().or(missing);
-    if let Some(reason) = &reason {
-        skip(name, reason);
-    }
-    reason.is_none()
-}
-
-/// The start with this argument, its record and root; waits for it.
-fn start_with(agent: &Agent, argument: &str) -> Result<(NodeRecord, ProcessStart, SessionRoot)> {
-    let argv_has = |start: &ProcessStart| start.argv.iter().any(|own| own == argument);
-    let is_it = |record: &NodeRecord| matches!(&record.detail, Some(Detail::ProcessStart(start)) if argv_has(start));
-    let record = agent.wait_for_record(PATIENCE, is_it)?;
-    let root = record.session_root.clone().context("no root")?;
-    let Some(Detail::ProcessStart(start)) = record.detail.clone() else { unreachable!("matched above") };
-    Ok((record, start, root))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn below_crun_a_container_starts_and_execs_enter_it_as_below_runc() -> Result<()> {
-    if !can_run("below_crun_a_container_starts_and_execs_enter_it_as_below_runc", &["crun"]) {
+    if !Node::is_available("below_crun_a_container_starts_and_execs_enter_it_as_below_runc", &["crun"]) {
         return Ok(());
     }
     if Path::new("/sys/fs/cgroup/unified").is_dir() {
@@ -52,16 +32,16 @@ async fn below_crun_a_container_starts_and_execs_enter_it_as_below_runc() -> Res
     let script = "/bin/true child; (/bin/sh -c '(/bin/true daemon &)')";
     node.exec(&pod, &["sh", "-c", script, "plain"]).await?;
     node.exec_with_console(&pod, &["sh", "-c", ":", "console"]).await?;
-    let (.., main) = start_with(&agent, "1000000")?;
-    let (_, _, plain) = start_with(&agent, "plain")?;
-    let (_, _, console) = start_with(&agent, "console")?;
+    let (.., main) = agent.wait_for_start("1000000")?;
+    let (_, _, plain) = agent.wait_for_start("plain")?;
+    let (_, _, console) = agent.wait_for_start("console")?;
     ensure!(
         (main.entry.as_str(), plain.entry.as_str(), console.entry.as_str()) == ("start", "exec", "exec"),
         "{main:?} {plain:?} {console:?}"
     );
     ensure!(console.rule.contains("with a console") && plain.rule.contains("either of them"), "{plain:?} {console:?}");
     for argument in ["plain", "child", "daemon"] {
-        let (record, _, root) = start_with(&agent, argument)?;
+        let (record, _, root) = agent.wait_for_start(argument)?;
         ensure!((root.pid, root.lineage.as_str()) == (plain.pid, "observed"), "{argument}: {root:?}");
         let container = record.container.unwrap_or_default();
         ensure!(container.id == pod.container_id && container.pod_name == "web-0", "{argument}: {container:?}");
@@ -71,7 +51,7 @@ async fn below_crun_a_container_starts_and_execs_enter_it_as_below_runc() -> Res
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nsenter_from_the_host_is_a_namespace_entry_into_the_container_and_no_exec() -> Result<()> {
-    if !can_run("nsenter_from_the_host_is_a_namespace_entry_into_the_container_and_no_exec", &["nsenter"]) {
+    if !Node::is_available("nsenter_from_the_host_is_a_namespace_entry_into_the_container_and_no_exec", &["nsenter"]) {
         return Ok(());
     }
     let _turn = exclusive::turn("containers")?;
@@ -82,16 +62,16 @@ async fn nsenter_from_the_host_is_a_namespace_entry_into_the_container_and_no_ex
     run(Command::new("nsenter").args(["-t", &main, "-m", "-p", "/bin/sh", "-c", "/bin/true child; :", "entered"]))?;
     // And without its pid namespace.
     run(Command::new("nsenter").args(["-t", &main, "-m", "/bin/busybox", "sh", "-c", ":", "again"]))?;
-    let (record, start, root) = start_with(&agent, "entered")?;
+    let (record, start, root) = agent.wait_for_start("entered")?;
     ensure!(start.is_session_root && root.entry == "namespace_entry", "{root:?}");
     let container = record.container.unwrap_or_default();
     ensure!(
         (container.id.as_str(), container.pod_name.as_str()) == (pod.container_id.as_str(), "web-0"),
         "{container:?}"
     );
-    let (_, _, child) = start_with(&agent, "child")?;
+    let (_, _, child) = agent.wait_for_start("child")?;
     ensure!(child.pid == root.pid, "{child:?} of {root:?}");
-    let (_, _, again) = start_with(&agent, "again")?;
+    let (_, _, again) = agent.wait_for_start("again")?;
     ensure!(again.entry == "namespace_entry" && again.pid != root.pid, "{again:?}");
     agent.stop()
 }
@@ -108,7 +88,10 @@ fn root_of(starts: &[(ProcessStart, SessionRoot)], mark: &str) -> Result<Session
 #[tokio::test(flavor = "multi_thread")]
 async fn under_containerd_exec_sync_is_told_where_nobody_connected_and_no_exec_is_taken_for_one() -> Result<()> {
     const MIXED: usize = 24;
-    if !can_run("under_containerd_exec_sync_is_told_where_nobody_connected_and_no_exec_is_taken_for_one", &[]) {
+    if !Node::is_available(
+        "under_containerd_exec_sync_is_told_where_nobody_connected_and_no_exec_is_taken_for_one",
+        &[],
+    ) {
         return Ok(());
     }
     let _turn = exclusive::turn("containers")?;
@@ -131,7 +114,7 @@ async fn under_containerd_exec_sync_is_told_where_nobody_connected_and_no_exec_i
         let (node, pod) = (Arc::clone(&node), pod.clone());
         tokio::spawn(async move { node.exec_with_console(&pod, &["sh", "-c", "sleep 5", "console"]).await })
     };
-    start_with(&agent, "console")?;
+    agent.wait_for_start("console")?;
     node.exec_sync(&pod, &["sh", "-c", ":", "beside"]).await?;
     ensure!(console.await??.exit_code == 0);
     node.exec_sync(&pod, &["sh", "-c", ":", "after"]).await?;
@@ -152,7 +135,7 @@ async fn under_containerd_exec_sync_is_told_where_nobody_connected_and_no_exec_i
         ensure!(done??.exit_code == 0);
     }
     node.by_hand(&pod, &["sh", "-c", ":", "by-hand"])?;
-    start_with(&agent, "by-hand")?;
+    agent.wait_for_start("by-hand")?;
     agent.stop()?;
     let starts: Vec<(ProcessStart, SessionRoot)> = agent
         .records()?
@@ -195,7 +178,7 @@ fn short_lived() -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn real_containers_that_live_fifty_milliseconds_are_named() -> Result<()> {
-    if !can_run("real_containers_that_live_fifty_milliseconds_are_named", &[]) {
+    if !Node::is_available("real_containers_that_live_fifty_milliseconds_are_named", &[]) {
         return Ok(());
     }
     let _turn = exclusive::turn("containers")?;

@@ -4,10 +4,10 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use seclog_proto::v1::{NodeRecord, ProcessStart, SessionRoot, node_record::Detail};
+use seclog_proto::v1::{NodeRecord, node_record::Detail};
 use seclog_tests::lab::{
     cri::{Pod, Rights},
-    exclusive,
+    exclusive::{self, Turn},
     node::Node,
     places,
     process::{PATIENCE, Process},
@@ -15,43 +15,33 @@ use seclog_tests::lab::{
     skip,
 };
 
-fn can_run(name: &str, tools: &[&str]) -> bool {
-    let missing = tools.iter().find(|tool| places::tool(tool).is_none()).map(|tool| format!("not installed: {tool}"));
-    let reason = Node::unavailable().or(missing);
-    if let Some(reason) = &reason {
-        skip(name, reason);
-    }
-    reason.is_none()
-}
-
-/// The start with this argument, but of what runs it in other namespaces; its record and root. Waits for it.
-fn start_with(agent: &Agent, argument: &str) -> Result<(NodeRecord, ProcessStart, SessionRoot)> {
-    let argv_has = |start: &ProcessStart| {
-        start.argv.iter().any(|own| own == argument) && start.argv.first().is_some_and(|first| first != "nsenter")
-    };
-    let is_it = |record: &NodeRecord| matches!(&record.detail, Some(Detail::ProcessStart(start)) if argv_has(start));
-    let record = agent.wait_for_record(PATIENCE, is_it)?;
-    let root = record.session_root.clone().with_context(|| format!("{argument}: no root"))?;
-    let Some(Detail::ProcessStart(start)) = record.detail.clone() else { unreachable!("matched above") };
-    Ok((record, start, root))
-}
-
 /// What `oc debug node/…` makes, a pod that it enters, and an agent.
-async fn scene() -> Result<(Node, Pod, Pod, Agent)> {
+struct Scene {
+    // The first of these that is bound is the last to be dropped.
+    _turn: Turn,
+    node: Node,
+    victim: Pod,
+    debug: Pod,
+    agent: Agent,
+}
+
+/// `None`: there can be none here, and `test` is told as skipped.
+async fn scene(test: &str) -> Result<Option<Scene>> {
+    if !Node::is_available(test, &[]) {
+        return Ok(None);
+    }
+    let turn = exclusive::turn("containers")?;
     let node = Node::start().await?;
     let victim = node.run_pod("shop", "web-0", "app").await?;
     let debug = node.run_pod_with("default", "node-1-debug", "container-00", Rights::Node).await?;
     let agent = Agent::start("node-1", &node.socket(), Sink::Stdout)?;
-    Ok((node, victim, debug, agent))
+    Ok(Some(Scene { _turn: turn, node, victim, debug, agent }))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nsenter_from_a_debug_pod_stays_the_debug_session_and_says_where_it_went() -> Result<()> {
-    if !can_run("nsenter_from_a_debug_pod_stays_the_debug_session_and_says_where_it_went", &[]) {
-        return Ok(());
-    }
-    let _turn = exclusive::turn("containers")?;
-    let (node, victim, debug, agent) = scene().await?;
+    const NAME: &str = "nsenter_from_a_debug_pod_stays_the_debug_session_and_says_where_it_went";
+    let Some(Scene { _turn, node, victim, debug, agent }) = scene(NAME).await? else { return Ok(()) };
     let target = node.main_process(&victim)?;
     let host = std::process::id();
     let script = format!(
@@ -60,7 +50,7 @@ async fn nsenter_from_a_debug_pod_stays_the_debug_session_and_says_where_it_went
     );
     let output = node.exec(&debug, &["sh", "-c", &script, "debug-session"]).await?;
     ensure!(output.exit_code == 0, "{output:?}");
-    let (record, start, session) = start_with(&agent, "debug-session")?;
+    let (record, start, session) = agent.wait_for_start("debug-session")?;
     ensure!(start.is_session_root && session.entry == "exec", "{session:?}");
     let container = record.container.unwrap_or_default();
     ensure!(container.id == debug.container_id && container.pod_name == "node-1-debug", "{container:?}");
@@ -71,7 +61,7 @@ async fn nsenter_from_a_debug_pod_stays_the_debug_session_and_says_where_it_went
         ("back", ""),
     ];
     for (argument, place) in places {
-        let (record, start, root) = start_with(&agent, argument)?;
+        let (record, start, root) = agent.wait_for_start(argument)?;
         ensure!((root.pid, root.start_boottime_ns) == (session.pid, session.start_boottime_ns), "{argument}: {root:?}");
         ensure!(start.entered_container_id == place && !start.is_session_root, "{argument}: {start:?}");
         // Whose it is does not change with where it goes.
@@ -82,11 +72,8 @@ async fn nsenter_from_a_debug_pod_stays_the_debug_session_and_says_where_it_went
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_daemon_starts_for_a_debug_session_is_a_root_of_its_own_in_its_container() -> Result<()> {
-    if !can_run("what_a_daemon_starts_for_a_debug_session_is_a_root_of_its_own_in_its_container", &[]) {
-        return Ok(());
-    }
-    let _turn = exclusive::turn("containers")?;
-    let (node, victim, debug, agent) = scene().await?;
+    const NAME: &str = "what_a_daemon_starts_for_a_debug_session_is_a_root_of_its_own_in_its_container";
+    let Some(Scene { _turn, node, victim, debug, agent }) = scene(NAME).await? else { return Ok(()) };
     let ctr = places::tool("ctr").context("no ctr")?;
     let script = format!(
         "nsenter -t {} -m -- {} --address {} -n k8s.io tasks exec --exec-id asked-for {} /bin/true by-daemon",
@@ -97,9 +84,9 @@ async fn what_a_daemon_starts_for_a_debug_session_is_a_root_of_its_own_in_its_co
     );
     let output = node.exec(&debug, &["sh", "-c", &script, "debug-session"]).await?;
     ensure!(output.exit_code == 0, "{output:?}");
-    let (_, _, session) = start_with(&agent, "debug-session")?;
+    let (_, _, session) = agent.wait_for_start("debug-session")?;
     // The client is the session's, and ran on the host.
-    let (_, client, root) = start_with(&agent, "asked-for")?;
+    let (_, client, root) = agent.wait_for_start("asked-for")?;
     ensure!(root.pid == session.pid, "{root:?} of {session:?}");
     let is_client = |record: &NodeRecord| match &record.detail {
         Some(Detail::ProcessStart(start)) => start.filename.ends_with("/ctr") && start.entered_container_id == "host",
@@ -118,6 +105,57 @@ async fn what_a_daemon_starts_for_a_debug_session_is_a_root_of_its_own_in_its_co
     agent.stop()
 }
 
+/// To the node it is what the API server has the kubelet do. So it is no other session's, and what tells that it may have come of
+/// this one is the client that this one ran.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_debug_session_asks_the_cri_for_is_an_entry_of_its_own_into_that_container() -> Result<()> {
+    const NAME: &str = "what_a_debug_session_asks_the_cri_for_is_an_entry_of_its_own_into_that_container";
+    let Some(Scene { _turn, node, victim, debug, agent }) = scene(NAME).await? else { return Ok(()) };
+    let client = places::program("seclog-cri")?;
+    let ask = |way: &str| {
+        format!(
+            "nsenter -t {} -m -- {} {} {way} {} -- /bin/sh -c '/bin/true child-of-{way}' {way}-root",
+            std::process::id(),
+            client.display(),
+            node.socket().display(),
+            victim.container_id
+        )
+    };
+    let script = format!("set -e; {}; {}; :", ask("exec-sync"), ask("exec"));
+    let output = node.exec(&debug, &["sh", "-c", &script, "debug-session"]).await?;
+    ensure!(output.exit_code == 0, "{output:?}");
+    let (_, _, session) = agent.wait_for_start("debug-session")?;
+    for (way, entries) in [("exec-sync", &["exec", "exec_sync"][..]), ("exec", &["exec"])] {
+        let asked = |record: &NodeRecord| match &record.detail {
+            Some(Detail::ProcessStart(start)) => {
+                start.filename == "/bin/sh" && start.argv.last().is_some_and(|last| *last == format!("{way}-root"))
+            }
+            _ => false,
+        };
+        let record = agent.wait_for_record(PATIENCE, asked)?;
+        let root = record.session_root.clone().context("no root")?;
+        ensure!(root.pid == record.pid && root.pid != session.pid, "{way}: {root:?} of {session:?}");
+        // Which of both ways it was is known only where nobody has connected for long.
+        ensure!(entries.contains(&root.entry.as_str()) && root.lineage == "observed", "{way}: {root:?}");
+        ensure!(root.entry == "exec_sync" || root.rule.contains("either of them"), "{way}: {root:?}");
+        ensure!(record.container.unwrap_or_default().id == victim.container_id, "{way}");
+        let (_, _, of_child) = agent.wait_for_start(&format!("child-of-{way}"))?;
+        ensure!(of_child.pid == root.pid, "{way}: {of_child:?}");
+        // The client is the session's, on the host.
+        let is_client = |record: &NodeRecord| match &record.detail {
+            Some(Detail::ProcessStart(start)) => {
+                start.filename.ends_with("/seclog-cri")
+                    && start.argv.iter().any(|own| own == way)
+                    && start.entered_container_id == "host"
+                    && record.session_root.as_ref().is_some_and(|root| root.pid == session.pid)
+            }
+            _ => false,
+        };
+        agent.wait_for_record(PATIENCE, is_client)?;
+    }
+    agent.stop()
+}
+
 /// cron looks once a minute: `make soak`.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cron_runs_on_the_host_for_a_debug_session_is_no_sessions() -> Result<()> {
@@ -126,11 +164,7 @@ async fn what_cron_runs_on_the_host_for_a_debug_session_is_no_sessions() -> Resu
         skip(NAME, "cron looks once a minute (make soak)");
         return Ok(());
     }
-    if !can_run(NAME, &[]) {
-        return Ok(());
-    }
-    let _turn = exclusive::turn("containers")?;
-    let (node, _victim, debug, agent) = scene().await?;
+    let Some(Scene { _turn, node, debug, agent, .. }) = scene(NAME).await? else { return Ok(()) };
     let directory = tempfile::tempdir()?;
     let (tables, done) = (directory.path().join("crontabs"), directory.path().join("done"));
     std::fs::create_dir(&tables)?;
@@ -144,7 +178,7 @@ async fn what_cron_runs_on_the_host_for_a_debug_session_is_no_sessions() -> Resu
         tables.join("cron.update").display()
     );
     node.exec(&debug, &["sh", "-c", &script, "debug-session"]).await?;
-    let (_, _, session) = start_with(&agent, "debug-session")?;
+    let (_, _, session) = agent.wait_for_start("debug-session")?;
     let mut turns = 0;
     while !done.exists() {
         turns += 1;

@@ -72,32 +72,12 @@ impl Facts {
         let (boot, of_container) = (&record.boot_id, &container.id);
         match &record.detail {
             Some(Detail::Amendment(_)) if !of_container.is_empty() && !container.pod_name.is_empty() => {
-                let id = Uuid::new_v5(&IDS, format!("name {node} {of_container}").as_bytes());
-                self.add(
-                    id,
-                    node.to_string(),
-                    boot.clone(),
-                    of_container.clone(),
-                    "record",
-                    record.encode_to_vec(),
-                    entry,
-                );
+                self.add_record(&format!("name {node} {of_container}"), node, of_container, record, entry);
             }
             Some(Detail::ProcessStart(start)) if start.is_session_root && is_of_main(record) => {
                 self.booted(node, boot, entry);
-                let id = Uuid::new_v5(
-                    &IDS,
-                    format!("main {node} {boot} {} {}", record.pid, record.start_boottime_ns).as_bytes(),
-                );
-                self.add(
-                    id,
-                    node.to_string(),
-                    boot.clone(),
-                    of_container.clone(),
-                    "record",
-                    record.encode_to_vec(),
-                    entry,
-                );
+                let fact = format!("main {node} {boot} {} {}", record.pid, record.start_boottime_ns);
+                self.add_record(&fact, node, of_container, record, entry);
             }
             Some(Detail::ProcessExit(_)) if is_of_main(record) => {
                 let ended = Change::Ended { node: node.to_string(), container: of_container.clone() };
@@ -105,6 +85,13 @@ impl Facts {
             }
             _ => {}
         }
+    }
+
+    /// A record is the fact of this name, which is another's on no other node.
+    fn add_record(&mut self, fact: &str, node: &Arc<str>, container: &str, record: &NodeRecord, entry: u64) {
+        let id = Uuid::new_v5(&IDS, fact.as_bytes());
+        let (boot, container) = (record.boot_id.clone(), container.to_owned());
+        self.add(id, node.to_string(), boot, container, "record", record.encode_to_vec(), entry);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the columns of one row")]

@@ -151,6 +151,12 @@ impl Cri {
         Ok(container_id)
     }
 
+    /// Ids of all containers that run or ran.
+    pub async fn containers(&mut self) -> Result<Vec<String>> {
+        let response = self.client.list_containers(cri::ListContainersRequest::default()).await?.into_inner();
+        Ok(response.containers.into_iter().map(|container| container.id).collect())
+    }
+
     pub async fn remove_pod(&mut self, sandbox_id: &str) -> Result<()> {
         let pod_sandbox_id = sandbox_id.to_owned();
         self.client.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await?;

@@ -4,23 +4,27 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::{
     cri::{Cri, Pod, Rights},
     image, leftovers, places,
     process::{PATIENCE, Process},
+    skip,
     stream::Output,
 };
 
 /// Stops its pods and itself when dropped, and leaves nothing behind.
 #[derive(Debug)]
 pub struct Node {
-    containerd: Process,
+    /// One after the other, where it was started again.
+    containerd: Mutex<Process>,
     cri: Cri,
     pods: Mutex<Vec<PodRun>>,
     // Dropped last: the others use it.
@@ -46,6 +50,16 @@ impl Node {
         (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
     }
 
+    /// Whether there can be containers here, and these tools too; where not, `test` is told as skipped.
+    pub fn is_available(test: &str, tools: &[&str]) -> bool {
+        let missing = tools.iter().find(|tool| places::tool(tool).is_none());
+        let reason = Self::unavailable().or(missing.map(|tool| format!("not installed: {tool}")));
+        if let Some(reason) = &reason {
+            skip(test, reason);
+        }
+        reason.is_none()
+    }
+
     /// Starts containerd and imports the image; returns when the runtime answers.
     pub async fn start() -> Result<Self> {
         Self::start_with("runc").await
@@ -56,24 +70,32 @@ impl Node {
         let runtime = places::tool(runtime).with_context(|| format!("no {runtime}"))?;
         let directory = tempfile::Builder::new().prefix("seclog-node-").tempdir()?;
         let path = directory.path();
-        let config = path.join("config.toml");
-        fs::write(&config, configuration(path, &runtime)?)?;
-        let program = places::tool("containerd").context("no containerd")?;
-        // Where Debian puts runc, which a user's PATH may lack.
-        let search = std::env::join_paths(
-            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-                .chain(["/usr/sbin".into(), "/sbin".into()]),
-        )?;
-        let containerd =
-            Process::start("containerd", Command::new(program).arg("--config").arg(&config).env("PATH", search))?;
-        containerd.wait_for_log("containerd successfully booted")?;
+        fs::write(path.join(CONFIGURATION), configuration(path, &runtime)?)?;
+        let containerd = containerd(path)?;
         let archive = image::build(path)?;
         let mut import = Command::new(places::tool("ctr").context("no ctr")?);
         import.arg("--address").arg(socket(path)).args(["-n", "k8s.io", "images", "import"]);
         image::run(import.args(["--snapshotter", SNAPSHOTTER, "--base-name", image::BASE_NAME]).arg(archive))?;
         let mut cri = Cri::connect(&socket(path), path).await.context("containerd's CRI")?;
         cri.version().await.context("containerd's CRI")?;
-        Ok(Self { containerd, cri, pods: Mutex::default(), directory })
+        Ok(Self { containerd: Mutex::new(containerd), cri, pods: Mutex::default(), directory })
+    }
+
+    /// Kills containerd and starts it again, with the same containers; returns when the runtime answers again.
+    pub async fn restart(&self) -> Result<()> {
+        {
+            let mut running = self.containerd();
+            running.signal(Signal::SIGKILL);
+            running.wait(PATIENCE).context("containerd does not end")?;
+            *running = containerd(self.directory.path())?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        // It listens before it has found its containers again, and answers until then that it is not ready.
+        while let Err(error) = self.cri.clone().containers().await {
+            ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {error:#}; its log:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -97,7 +119,11 @@ impl Node {
     }
 
     pub fn log(&self) -> String {
-        self.containerd.log()
+        self.containerd().log()
+    }
+
+    fn containerd(&self) -> MutexGuard<'_, Process> {
+        self.containerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub async fn version(&self) -> Result<String> {
@@ -147,7 +173,7 @@ impl Node {
         image::run(ctr.arg(&pod.container_id).args(command)).map(drop)
     }
 
-    fn pods(&self) -> std::sync::MutexGuard<'_, Vec<PodRun>> {
+    fn pods(&self) -> MutexGuard<'_, Vec<PodRun>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,6 +185,7 @@ impl Drop for Node {
         if let Err(error) = remove_pods(socket(directory.path()), directory.path().to_owned(), &pods) {
             eprintln!("pods were not stopped in order: {error:#}");
         }
+        let containerd = containerd.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = containerd.terminate() {
             eprintln!("containerd: {error:#}");
         }
@@ -184,10 +211,26 @@ fn remove_pods(socket: PathBuf, directory: PathBuf, pods: &[PodRun]) -> Result<(
     thread.join().unwrap_or_else(|_| Err(anyhow!("panicked")))
 }
 
+/// As configured in this directory; returns when it has booted.
+fn containerd(directory: &Path) -> Result<Process> {
+    let program = places::tool("containerd").context("no containerd")?;
+    // Where Debian puts runc, which a user's PATH may lack.
+    let search = std::env::join_paths(
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .chain(["/usr/sbin".into(), "/sbin".into()]),
+    )?;
+    let config = directory.join(CONFIGURATION);
+    let containerd =
+        Process::start("containerd", Command::new(program).arg("--config").arg(config).env("PATH", search))?;
+    containerd.wait_for_log("containerd successfully booted")?;
+    Ok(containerd)
+}
+
 fn socket(directory: &Path) -> PathBuf {
     directory.join("containerd.sock")
 }
 
+const CONFIGURATION: &str = "config.toml";
 /// Copies the image for each container instead of stacking it: works on every file system, overlay included.
 const SNAPSHOTTER: &str = "native";
 

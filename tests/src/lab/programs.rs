@@ -11,11 +11,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use seclog_proto::v1::NodeRecord;
+use seclog_proto::v1::{NodeRecord, ProcessStart, SessionRoot, node_record::Detail};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{kube_audit, pki::Pki, places, process::Process, webhook};
+use super::{
+    kube_audit,
+    pki::Pki,
+    places,
+    process::{PATIENCE, Process},
+    webhook,
+};
 
 pub const CLUSTER: &str = "hosted-1";
 
@@ -183,6 +189,20 @@ impl Agent {
             format!("no such record; there are:\n{}\n{}", self.process.stdout().all().join("\n"), self.process.log())
         })?;
         Ok(serde_json::from_str(&line)?)
+    }
+
+    /// The start of a program with this argument, but of what runs it in other namespaces; its record and root. Waits for it.
+    pub fn wait_for_start(&self, argument: &str) -> Result<(NodeRecord, ProcessStart, SessionRoot)> {
+        let is_it = |record: &NodeRecord| match &record.detail {
+            Some(Detail::ProcessStart(start)) => {
+                start.argv.iter().any(|own| own == argument) && start.argv.first().is_some_and(|own| own != "nsenter")
+            }
+            _ => false,
+        };
+        let record = self.wait_for_record(PATIENCE, is_it)?;
+        let root = record.session_root.clone().with_context(|| format!("{argument}: no root"))?;
+        let Some(Detail::ProcessStart(start)) = record.detail.clone() else { bail!("{argument}: no start") };
+        Ok((record, start, root))
     }
 
     pub fn log(&self) -> String {

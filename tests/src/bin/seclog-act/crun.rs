@@ -13,7 +13,7 @@ use nix::{
 };
 use seclog_tests::lab::runtime_scene::{CONTAINERS, CRUN, SERVICE_CGROUP};
 
-use super::runtime::{Containers, Wanted, directory, execs, join, parent};
+use super::runtime::{Containers, Wanted, directory, exec_all, join, parent};
 
 const CONMON: &str = "/usr/bin/conmon";
 
@@ -37,27 +37,21 @@ fn serve() -> Result<()> {
         command
     })?;
     super::wait_to_be_told()?;
-    let mut running = Vec::new();
-    for Wanted { name, id, way, .. } in execs()? {
-        let spec = bundle(&id).join(&name);
-        let mut command = match way.as_str() {
+    exec_all(|Wanted { name, id, way, .. }| {
+        let spec = bundle(id).join(name);
+        match way.as_str() {
             "exec" => {
                 let mut command = crun();
-                command.args(["exec", "--process"]).arg(spec).arg(&id);
+                command.args(["exec", "--process"]).arg(spec).arg(id);
                 command
             }
             _ => {
                 let mut command = Command::new(CONMON);
-                command.args(["-c", &id, "-r", CRUN, "-e", "--exec-process-spec"]).arg(spec);
+                command.args(["-c", id, "-r", CRUN, "-e", "--exec-process-spec"]).arg(spec);
                 command
             }
-        };
-        running.push((name, command.spawn()?));
-    }
-    for (name, mut child) in running {
-        let status = child.wait()?;
-        ensure!(status.success(), "exec {name} ended with {status}");
-    }
+        }
+    })?;
     super::wait_to_be_told()?;
     containers.end()
 }

@@ -2,7 +2,8 @@
 //! its own name, as copies of this program at those paths.
 //!
 //! The scene is in files: [`HIERARCHIES`] has the roots of the cgroup hierarchies, a line each; [`CONTAINERS`]`/<id>/cgroup`
-//! the path of the container's cgroup in them, and `process-cgroup` that of the one below it in which its processes run.
+//! the path of the container's cgroup in them, and `process-cgroup` that of the one below it in which its processes run; where
+//! there is `host-pids`, it is among the host's processes.
 
 use std::{
     ffi::OsString,
@@ -68,28 +69,33 @@ fn serve() -> Result<()> {
         command
     })?;
     super::wait_to_be_told()?;
+    exec_all(|Wanted { spec, id, way, .. }| match way.as_str() {
+        "exec" => {
+            let mut command = Command::new(RUNTIME);
+            command.args(["--root", "/run/runc", "exec", "--process", spec, id]);
+            command
+        }
+        _ => {
+            let mut command = Command::new(CONMON);
+            command.args(["-c", id, "-e", "--exec-process-spec", spec]);
+            command
+        }
+    })?;
+    super::wait_to_be_told()?;
+    containers.end()
+}
+
+/// Every exec of the scene at once, by these commands, to the end of them all.
+pub(crate) fn exec_all(command: impl Fn(&Wanted) -> Command) -> Result<()> {
     let mut running = Vec::new();
-    for Wanted { name, spec, id, way } in execs()? {
-        let mut command = match way.as_str() {
-            "exec" => {
-                let mut command = Command::new(RUNTIME);
-                command.args(["--root", "/run/runc", "exec", "--process", &spec, &id]);
-                command
-            }
-            _ => {
-                let mut command = Command::new(CONMON);
-                command.args(["-c", &id, "-e", "--exec-process-spec", &spec]);
-                command
-            }
-        };
-        running.push((name, command.spawn()?));
+    for wanted in execs()? {
+        running.push((command(&wanted).spawn()?, wanted.name));
     }
-    for (name, mut child) in running {
+    for (mut child, name) in running {
         let status = child.wait()?;
         ensure!(status.success(), "exec {name} ended with {status}");
     }
-    super::wait_to_be_told()?;
-    containers.end()
+    Ok(())
 }
 
 /// As containerd does it: execs one after the other, all of them below shims; somebody connects for each that is no
@@ -157,7 +163,7 @@ pub(crate) struct Wanted {
     pub(crate) way: String,
 }
 
-pub(crate) fn execs() -> Result<Vec<Wanted>> {
+fn execs() -> Result<Vec<Wanted>> {
     let directory = Path::new(CONTAINERS).join("execs");
     let wanted = |name: String| {
         let spec = directory.join(&name).display().to_string();
@@ -225,7 +231,9 @@ fn stage(arguments: &[&str]) -> Result<()> {
 /// Makes the container: its cgroup, its namespaces, its first process.
 fn begin(id: &str) -> Result<()> {
     join(&process_cgroup(id)?)?;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("namespaces")?;
+    let own_pids =
+        if directory(id).join("host-pids").exists() { CloneFlags::empty() } else { CloneFlags::CLONE_NEWPID };
+    unshare(CloneFlags::CLONE_NEWNS | own_pids).context("namespaces")?;
     // SAFETY: one thread; the child executes or ends.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { child } => {
