@@ -215,6 +215,7 @@ impl Driver {
             self.watermark_boot_ns = self.pipeline.watermark(now);
         }
         if now >= self.accounted_ns + ACCOUNT_NS || ending {
+            self.pipeline.processes.look_for_gaps();
             self.account(sources, now);
         }
         more

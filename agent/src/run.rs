@@ -30,7 +30,7 @@ use crate::{
     container::{self, Cgroups, Hierarchy, Naming, V1},
     credentials::{self, TlsFiles},
     drive::{self, Sources},
-    lineage::{Keeping, Kept, Processes, Reconcile, Runtime, Streams, read_proc},
+    lineage::{Gaps, Keeping, Kept, Processes, Reconcile, Runtime, Streams, read_proc},
     pipeline::Pipeline,
     quiet,
     record::Origins,
@@ -325,6 +325,10 @@ fn start(
                 && let Some(count) = capture.count_connections()
             {
                 processes.tell_by_streams(Streams::new(Box::new(count), "/proc".into()));
+            }
+            match capture.count_losses() {
+                Ok(count) => processes.mind_gaps(Gaps::new(Box::new(count), epoch)),
+                Err(error) => tracing::warn!(error, "lineage is called observed where events of it may have been lost"),
             }
             hooks.extend(capture.hooks.iter().cloned());
         }

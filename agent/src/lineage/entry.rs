@@ -17,7 +17,7 @@ pub struct Entry {
 }
 
 /// Every entry that there is: what the agent kept on disk is found again here.
-pub(super) const ENTRIES: [Entry; 22] = [
+pub(super) const ENTRIES: [Entry; 23] = [
     EXEC,
     EXEC_BESIDE,
     EXEC_BY_SHIM,
@@ -30,6 +30,7 @@ pub(super) const ENTRIES: [Entry; 22] = [
     NO_RUNTIME,
     OWN_RUNTIME,
     CREATORS_LOST,
+    CREATORS_IN_DOUBT,
     OLD_EXEC_SYNC,
     OLD_EXEC,
     OLD_START,
@@ -74,6 +75,10 @@ const OWN_RUNTIME: Entry =
     entry("other", "a creator calls itself a container runtime and is not the host's configured one");
 const CREATORS_LOST: Entry =
     entry("unknown", "the creators of the runtime that entered were not seen: records of them were lost");
+const CREATORS_IN_DOUBT: Entry = entry(
+    "unknown",
+    "events were lost while it came to be, perhaps of its creators: what was seen of them does not tell how it entered",
+);
 const OLD_EXEC_SYNC: Entry = entry("exec_sync", "child of conmon -e in /proc");
 const OLD_EXEC: Entry = entry("exec", "child of a runtime exec in /proc");
 const OLD_START: Entry = entry("start", "the container's first process, below the container's monitor in /proc");
@@ -173,6 +178,21 @@ pub(super) fn classify<'a>(
         Some(_) => NO_SERVICE,
         None if so_called => OWN_RUNTIME,
         None => NO_RUNTIME,
+    }
+}
+
+/// What is left of a decision where events of its creators may be missing: a part that was seen was played, and one that was
+/// not seen may have been played all the same.
+pub(super) fn in_doubt<'a>(entry: Entry, runtime: &Runtime, mut creators: impl Iterator<Item = Creator<'a>>) -> Entry {
+    // What the service forks becomes a monitor, a shim or the runtime by an exec, which was not seen.
+    let is_unseen = |Creator { process, image }: Creator<'_>| {
+        let inherited = image.exec_origin.is_none() && process.origin == Origin::Observed;
+        inherited && runtime.role(&image.program) == Some(Role::Service)
+    };
+    match entry {
+        NO_RUNTIME | NO_SERVICE | OWN_RUNTIME => CREATORS_IN_DOUBT,
+        EXEC | EXEC_BESIDE if creators.any(is_unseen) => CREATORS_IN_DOUBT,
+        other => other,
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     comm::Comm,
     entry::Entry,
     event::{Argv, RecordOrigin, Task},
+    gaps::Gaps,
     kept::Remembered,
     runtime::Runtime,
     streams::Streams,
@@ -110,6 +111,8 @@ pub struct Processes {
     runtime: Runtime,
     /// Tells exec from ExecSync below shims; `None`: nothing does.
     streams: Option<Streams>,
+    /// When events were lost; `None`: nobody counts.
+    gaps: Option<Gaps>,
     /// 0: unknown.
     host_pid_namespace: u64,
     /// How often something of processes below session roots changed.
@@ -197,6 +200,7 @@ impl Processes {
             host_mount_namespaces: host_mount_namespaces.into_iter().collect(),
             runtime: Runtime::default(),
             streams: None,
+            gaps: None,
             host_pid_namespace: 0,
             changes: 0,
             proc: None,

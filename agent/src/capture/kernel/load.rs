@@ -6,6 +6,7 @@
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
+    sync::Arc,
 };
 
 use aya::{
@@ -20,7 +21,9 @@ use thiserror::Error;
 
 use super::{
     connections::KernelConnections,
-    info, offsets,
+    info,
+    losses::KernelLosses,
+    offsets,
     overflow::{self, OverflowMaps, VerdictOverflow},
     scope::Scope,
 };
@@ -81,7 +84,7 @@ pub struct KernelCapture {
     pub lineage: RingBuf<MapData>,
     /// `None` where no hook sees verdicts: an unused ring takes its room twice.
     pub verdicts: Option<RingBuf<MapData>>,
-    counters: PerCpuArray<MapData, CountersValue>,
+    counters: Arc<PerCpuArray<MapData, CountersValue>>,
     processes: HashMap<MapData, u32, KnownValue>,
     namespaces: HashMap<MapData, u32, u8>,
     ready: Array<MapData, u32>,
@@ -110,7 +113,7 @@ pub struct ProgramCounters {
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct CountersValue(seclog_abi::Counters);
+pub(super) struct CountersValue(pub(super) seclog_abi::Counters);
 // SAFETY: Counters is plain data (seclog_abi::Plain).
 unsafe impl aya::Pod for CountersValue {}
 
@@ -128,7 +131,7 @@ unsafe impl aya::Pod for SettingsValue {}
 
 /// Lineage programs, in the order they are attached: exec and exit before fork, so that no process is known whose end
 /// would be missed.
-const LINEAGE: [(&str, u32); 5] = [
+pub(super) const LINEAGE: [(&str, u32); 5] = [
     ("sched_process_exit", program::EXIT),
     ("sched_process_exec", program::EXEC),
     ("sched_process_fork", program::FORK),
@@ -170,7 +173,7 @@ impl KernelCapture {
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or(LoadError::Incomplete(name));
         let lineage = RingBuf::try_from(take("LINEAGE")?).map_err(load_error)?;
         let verdicts = Some(RingBuf::try_from(take("VERDICTS")?).map_err(load_error)?);
-        let counters = PerCpuArray::try_from(take("COUNTERS")?).map_err(load_error)?;
+        let counters = Arc::new(PerCpuArray::try_from(take("COUNTERS")?).map_err(load_error)?);
         let processes = HashMap::try_from(take("PROCESSES")?).map_err(load_error)?;
         let namespaces = HashMap::try_from(take("NAMESPACES")?).map_err(load_error)?;
         let ready = Array::try_from(take("READY")?).map_err(load_error)?;
@@ -286,6 +289,16 @@ impl KernelCapture {
         let program = descriptor(&self.ebpf, CONNECTIONS).ok_or("not in the object")?;
         let program = program.try_clone().map_err(|error| error.to_string())?;
         Ok(KernelConnections::new(ports, connections, program))
+    }
+
+    /// Counts what is lost of lineage, for who decides by it.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn count_losses(&self) -> Result<KernelLosses, String> {
+        let programs = LINEAGE.iter().filter_map(|(name, _)| descriptor(&self.ebpf, name));
+        let programs = programs.map(ProgramFd::try_clone).collect::<Result<_, _>>();
+        Ok(KernelLosses::new(programs.map_err(|error| error.to_string())?, Arc::clone(&self.counters)))
     }
 
     /// Whether a hook on `audit_seccomp` is attached.

@@ -222,6 +222,7 @@ impl Processes {
             if root.entry == entry::EXEC_BY_SHIM || root.entry == entry::EXEC_WITH_CONSOLE {
                 root.entry = self.told_by_streams(key, root.entry);
             }
+            self.doubt(root, image.since_boot_ns);
             self.remember_namespace(image.mount_namespace, &root.container);
         }
         let Some(process) = self.by_key.get_mut(&key) else { return false };

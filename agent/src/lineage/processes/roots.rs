@@ -6,6 +6,7 @@ use super::{HOST, Image, MOST_CREATORS, MOST_NAMESPACES, Origin, Process, Proces
 use crate::lineage::{
     entry::{self, Creator, Entry},
     event::{Event, EventKind, KernelRoot, Task},
+    gaps::Gaps,
     runtime::Role,
     streams::{Streams, Told},
 };
@@ -15,6 +16,56 @@ impl Processes {
     pub fn tell_by_streams(&mut self, mut streams: Streams) {
         streams.watch(self.service());
         self.streams = Some(streams);
+    }
+
+    /// Nothing that may rest on a lost event is called observed from now on.
+    pub fn mind_gaps(&mut self, gaps: Gaps) {
+        self.gaps = Some(gaps);
+    }
+
+    /// Notes what was lost since the last look: now and then, so that the times of losses are short.
+    pub fn look_for_gaps(&mut self) {
+        if let Some(gaps) = &mut self.gaps {
+            gaps.look();
+        }
+    }
+
+    /// Takes back what a root says too much where an event that decides it may be missing.
+    pub(super) fn doubt(&mut self, root: &mut Root, until_boot_ns: u64) {
+        self.look_for_gaps();
+        if !self.may_lack_events(root, until_boot_ns) {
+            return;
+        }
+        root.entry = entry::in_doubt(root.entry, &self.runtime, self.creators(root.key));
+        if root.lineage == "observed" {
+            root.lineage = "unknown";
+        }
+    }
+
+    /// Whether something may be missing of what made a process a root at this time: of itself since its fork, and of its
+    /// creators, each until it made the next.
+    fn may_lack_events(&self, root: &Root, until_boot_ns: u64) -> bool {
+        let (Some(gaps), Some(process)) = (&self.gaps, self.by_key.get(&root.key)) else { return false };
+        if gaps.touch(process.started_boot_ns, until_boot_ns) {
+            return true;
+        }
+        // It says where it is, not where it comes from.
+        if root.entry == entry::NAMESPACE_ENTRY {
+            return false;
+        }
+        let mut until = process.started_boot_ns;
+        for Creator { process, image } in self.creators(root.key) {
+            let until = std::mem::replace(&mut until, process.started_boot_ns);
+            // Monitors and services live long, and are what they are since the exec that was seen of them.
+            match self.runtime.role(&image.program).filter(|_| image.exec_origin.is_some() || image.read_boot_ns != 0) {
+                // Nothing beyond it decides.
+                Some(Role::Service) => return false,
+                Some(Role::Shim | Role::Conmon) => {}
+                _ if gaps.touch(process.started_boot_ns, until) => return true,
+                _ => {}
+            }
+        }
+        false
     }
 
     /// Whether the process that serves the CRI leaves containers to shims, which serve Exec and ExecSync alike.

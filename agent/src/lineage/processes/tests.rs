@@ -641,3 +641,104 @@ proptest! {
         }
     }
 }
+
+/// Counts what is lost, in this world's time.
+fn mind_gaps(world: &mut World) -> crate::lineage::gaps::tests::Told {
+    let told = crate::lineage::gaps::tests::Told::default();
+    world.processes.mind_gaps(Gaps::new(Box::new(told.clone()), 0));
+    told
+}
+
+/// So much is lost by now, and it is looked before anything else happens.
+fn lose(world: &mut World, told: &crate::lineage::gaps::tests::Told, lost: u64) {
+    told.0.lock().unwrap().0 = world.now;
+    world.processes.look_for_gaps();
+    *told.0.lock().unwrap() = (world.now + 1, lost);
+}
+
+fn told_of(world: &World, pid: u32) -> (&'static str, &'static str, Option<u32>) {
+    let root = world.processes.at(pid, world.now, world.now).unwrap().root.clone().unwrap();
+    (root.entry.how, root.lineage, Some(root.key.pid))
+}
+
+#[test]
+fn where_the_runtimes_exec_was_lost_the_root_says_that_it_does_not_know() {
+    let mut world = World::new();
+    let told = mind_gaps(&mut world);
+    world.exec(1, false, &["crio"]);
+    world.fork(1, false, 10);
+    // `runc exec` is lost.
+    lose(&mut world, &told, 1);
+    world.fork(10, false, 13);
+    world.exec(13, true, &["sh"]);
+    world.fork(13, true, 14);
+    world.exec(14, true, &["id"]);
+    assert_eq!(told_of(&world, 13), ("unknown", "unknown", Some(13)));
+    assert_eq!(told_of(&world, 14), ("unknown", "unknown", Some(13)), "what descends from it knows no more");
+}
+
+#[test]
+fn where_conmons_exec_was_lost_an_exec_sync_is_not_called_exec() {
+    let mut world = World::new();
+    let told = mind_gaps(&mut world);
+    world.exec(1, false, &["crio"]);
+    world.fork(1, false, 9);
+    // `conmon -e` is lost.
+    lose(&mut world, &told, 1);
+    world.fork(9, false, 10);
+    world.exec(10, false, &["runc", "exec", "c"]);
+    world.fork(10, false, 13);
+    world.exec(13, true, &["sh"]);
+    assert_eq!(told_of(&world, 13), ("unknown", "unknown", Some(13)));
+}
+
+#[test]
+fn where_the_roots_own_exec_was_lost_the_next_one_does_not_call_itself_observed() {
+    let mut world = World::new();
+    let told = mind_gaps(&mut world);
+    world.exec(1, false, &["crio"]);
+    world.fork(1, false, 10);
+    world.exec(10, false, &["runc", "exec", "c"]);
+    world.fork(10, false, 13);
+    // `sh` is lost; its child is the first in the container that is seen.
+    lose(&mut world, &told, 1);
+    world.fork(13, true, 14);
+    world.exec(14, true, &["id"]);
+    assert_eq!(told_of(&world, 14), ("exec", "unknown", Some(14)));
+}
+
+#[test]
+fn a_loss_before_or_after_changes_nothing() {
+    let mut world = World::new();
+    let told = mind_gaps(&mut world);
+    world.exec(1, false, &["crio"]);
+    lose(&mut world, &told, 3);
+    lose(&mut world, &told, 3);
+    world.remote_exec();
+    assert_eq!(told_of(&world, 13), ("exec", "observed", Some(13)));
+    lose(&mut world, &told, 4);
+    world.fork(13, true, 14);
+    world.exec(14, true, &["id"]);
+    assert_eq!(told_of(&world, 14), ("exec", "observed", Some(13)));
+}
+
+#[test]
+fn a_loss_in_the_long_life_of_a_shim_matters_only_where_its_own_exec_was_lost() {
+    let mut world = World::new();
+    let told = mind_gaps(&mut world);
+    world.exec(1, false, &["containerd"]);
+    world.fork(1, false, 5);
+    world.exec(5, false, &["containerd-shim-runc-v2", "-id", "c"]);
+    world.fork(1, false, 6);
+    // The second shim's is lost.
+    lose(&mut world, &told, 1);
+    lose(&mut world, &told, 1);
+    for (shim, runc, root) in [(5, 10, 11), (6, 20, 21)] {
+        world.fork(shim, false, runc);
+        world.exec(runc, false, &["runc", "exec", "--pid-file", &format!("/run/{}.pid", "5ec1".repeat(16)), "c"]);
+        world.fork(runc, false, root);
+        world.exec(root, true, &["sh"]);
+    }
+    assert_eq!(told_of(&world, 11), ("exec", "observed", Some(11)));
+    assert_eq!(told_of(&world, 21), ("unknown", "unknown", Some(21)));
+}

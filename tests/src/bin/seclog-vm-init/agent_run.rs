@@ -1,6 +1,10 @@
 //! One run of the agent with one hook, beside the observer.
 
-use std::{collections::HashSet, path::Path, process::Command};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use seclog_proto::v1::{Loss, NodeRecord, node_record::Detail};
@@ -75,13 +79,16 @@ pub(crate) fn wait_for_verdicts(agent: &Process, wanted: usize) {
 
 /// From the kernel's account of each program that the agent holds; 5.10 does not keep it.
 fn recursion_misses(pid: u32) -> Result<u64> {
-    let mut misses = 0;
+    // It may hold one program more than once.
+    let mut misses = HashMap::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-        let count = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-        misses += count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse::<u64>().ok();
+        if let (Some(program), Some(count)) = (value("prog_id:"), value("recursion_misses:")) {
+            misses.insert(program, count);
+        }
     }
-    Ok(misses)
+    Ok(misses.into_values().sum())
 }
 
 fn every_verdict_once(Seen { audit, records, .. }: &Seen) -> Result<()> {
