@@ -13,6 +13,8 @@ build_packages=(
 lab_packages=(
   containerd runc crun umoci busybox-static tar
   qemu-system-x86
+  # Packed into one of the machines: daemons that are asked by systemd-run.
+  systemd
   # Networks that are cut, clocks that step: tests of delivery.
   iproute2 libfaketime
 )

@@ -1,13 +1,15 @@
 //! The agent on real kernels, in QEMU: which is said by `SECLOG_KERNELS` (names of tests/setup/kernels.sh).
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 use seclog_tests::lab::{exclusive, initramfs, places, skip, verifier, vm};
 
 /// Groups of checks (tests/src/bin/seclog-vm-init), and how many each has. `SECLOG_CHECKS` names others, for work on them.
 const EVERY_KERNEL: [(&str, usize); 5] = [("audit", 1), ("fentry", 7), ("kprobe", 7), ("overflow", 2), ("streams", 1)];
 /// Linux 7 skips a program for one task while another's run of it on that processor is interrupted, and counts it (docs/capture.md).
-/// Below emulation that happens often: what must be whole is asked of older kernels.
-const NOT_NEWEST: [(&str, usize); 1] = [("crun", 6)];
+/// Below emulation that happens often: there these ask whether what is told is true, elsewhere that it is whole, too.
+const WITH_CRUN: [(&str, usize); 1] = [("crun", 6)];
 const ONE_KERNEL: [(&str, usize); 7] = [
     ("containers", 9),
     ("cgroup-v1", 9),
@@ -17,6 +19,8 @@ const ONE_KERNEL: [(&str, usize); 7] = [
     ("trouble", 9),
     ("quiet", 5),
 ];
+/// On one kernel, where systemd is installed.
+const SYSTEMD: (&str, usize) = ("systemd", 5);
 /// The kernel that runs them all.
 const THOROUGH: &str = "6.1";
 
@@ -43,13 +47,20 @@ fn every_verdict_is_reported_as_audit_has_it(kernel: &str) -> Result<()> {
         Some(crun) => programs.push(crun),
         None => skip(&format!("{name}_crun"), "crun is not installed"),
     }
+    let systemd = (kernel == THOROUGH).then(systemd_programs).flatten();
+    if kernel == THOROUGH && systemd.is_none() {
+        skip(&format!("{name}_systemd"), "systemd is not installed");
+    }
+    let has_systemd = systemd.is_some();
+    programs.extend(systemd.into_iter().flatten());
     initramfs::write(&initramfs, &places::program("seclog-vm-init")?, &programs)?;
 
     let has_crun = places::tool("crun").is_some();
     let groups: Vec<(&str, usize)> = EVERY_KERNEL
         .into_iter()
-        .chain(NOT_NEWEST.into_iter().filter(|_| kernel != "sid" && has_crun))
+        .chain(WITH_CRUN.into_iter().filter(|_| has_crun))
         .chain(ONE_KERNEL.into_iter().filter(|_| kernel == THOROUGH))
+        .chain(has_systemd.then_some(SYSTEMD))
         .collect();
     let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();
     let asked = std::env::var("SECLOG_CHECKS").ok();
@@ -68,6 +79,11 @@ fn every_verdict_is_reported_as_audit_has_it(kernel: &str) -> Result<()> {
     // Kernels before 5.16 do not tell.
     ensure!(asked.is_some() || !verified.is_empty() || kernel == "5.10", "no figures of the verifier");
     Ok(())
+}
+
+fn systemd_programs() -> Option<[PathBuf; 2]> {
+    let systemd = ["/lib/systemd/systemd", "/usr/lib/systemd/systemd"].map(PathBuf::from);
+    Some([systemd.into_iter().find(|path| path.is_file())?, places::tool("systemd-run")?])
 }
 
 #[test]
