@@ -98,6 +98,13 @@ impl Streams {
         self.watch_anew(service, missed);
     }
 
+    /// The exact start of a process has become known: it is the same one.
+    pub(super) fn refine(&mut self, known: ProcessKey, exact: ProcessKey) {
+        if let Some(watched) = self.watched.as_mut().filter(|watched| watched.service == known) {
+            watched.service = exact;
+        }
+    }
+
     /// What is known of an exec that the runtime began at `asked_boot_ns`. `is_exec`: it is known to be no ExecSync.
     pub(super) fn tell(&mut self, service: Option<ProcessKey>, asked_boot_ns: u64, is_exec: bool) -> Told {
         let Some(counted) = self.count.counted() else { return Told::Nothing };
@@ -173,7 +180,7 @@ impl Streams {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         os::unix::fs::symlink,
         path::Path,
@@ -186,7 +193,7 @@ mod tests {
 
     /// Counts what the test says.
     #[derive(Clone, Debug, Default)]
-    struct Told(Arc<Mutex<(Counted, Option<Listening>)>>);
+    pub(in crate::lineage) struct Told(Arc<Mutex<(Counted, Option<Listening>)>>);
 
     impl Told {
         fn with<T>(&self, work: impl FnOnce(&mut Counted) -> T) -> T {
@@ -230,10 +237,10 @@ mod tests {
         std::fs::write(directory.join("net/tcp"), table).unwrap();
     }
 
-    const SERVICE: ProcessKey = ProcessKey { pid: 50, start_boottime_ns: 5 };
+    pub(in crate::lineage) const SERVICE: ProcessKey = ProcessKey { pid: 50, start_boottime_ns: 5 };
 
     /// Of a service to which nobody was connected, and a time at which everything is known.
-    fn streams() -> (tempfile::TempDir, Told, Streams, u64) {
+    pub(in crate::lineage) fn streams() -> (tempfile::TempDir, Told, Streams, u64) {
         let proc = tempfile::tempdir().unwrap();
         process(proc.path(), SERVICE.pid, 4_000, "");
         let told = Told::default();
@@ -241,6 +248,10 @@ mod tests {
         streams.watch(Some(SERVICE));
         assert_eq!(told.ports(), Some(vec![4_000]));
         (proc, told, streams, clock::boot_ns() + 500 * SECOND)
+    }
+
+    pub(in crate::lineage) fn watched(streams: &Streams) -> Option<ProcessKey> {
+        streams.watched.as_ref().map(|watched| watched.service)
     }
 
     use super::Told as Answer;

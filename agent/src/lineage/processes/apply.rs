@@ -136,6 +136,9 @@ impl Processes {
         if let Some(mut process) = self.by_key.remove(&known) {
             process.key = exact;
             self.by_key.insert(exact, process);
+            if let Some(streams) = &mut self.streams {
+                streams.refine(known, exact);
+            }
             if let Some(last) = self.by_pid.get_mut(&known.pid).and_then(|keys| keys.last_mut()) {
                 *last = exact;
             }

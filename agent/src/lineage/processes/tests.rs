@@ -742,3 +742,26 @@ fn a_loss_in_the_long_life_of_a_shim_matters_only_where_its_own_exec_was_lost() 
     assert_eq!(told_of(&world, 11), ("exec", "observed", Some(11)));
     assert_eq!(told_of(&world, 21), ("unknown", "unknown", Some(21)));
 }
+
+#[test]
+fn the_service_is_watched_on_when_its_first_fork_tells_its_exact_start() {
+    use crate::lineage::streams::tests::{SERVICE, streams, watched};
+    let (_proc, _told, streams, _) = streams();
+    let mut world = World::new();
+    world.processes = Processes::new([HOST_MOUNTS]).with_runtime(Runtime::default().served_by(SERVICE.pid, None));
+    let ProcessKey { pid, start_boottime_ns } = SERVICE;
+    let task = Task { pid, tid: pid, start_boottime_ns, mount_namespace: HOST_MOUNTS, ..Default::default() };
+    let image = Image { program: "/usr/bin/containerd".into(), mount_namespace: HOST_MOUNTS, ..Default::default() };
+    world.processes.insert_rebuilt(&task, 1, None, false, image, None);
+    world.processes.tell_by_streams(streams);
+    assert_eq!(world.processes.streams.as_ref().and_then(watched), Some(SERVICE));
+    let exact = ProcessKey { start_boottime_ns: 4_321, ..SERVICE };
+    let event = Event {
+        origin: RecordOrigin::default(),
+        time_boot_ns: 10_000_000,
+        task: Task { start_boottime_ns: exact.start_boottime_ns, ..task },
+        kind: EventKind::Fork { child_pid: 51, child_start_boottime_ns: 10_000_000 },
+    };
+    world.processes.apply(&event, &mut |_| None);
+    assert_eq!(world.processes.streams.as_ref().and_then(watched), Some(exact));
+}
