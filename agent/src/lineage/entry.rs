@@ -186,7 +186,7 @@ pub(super) fn classify<'a>(
 pub(super) fn in_doubt<'a>(entry: Entry, runtime: &Runtime, mut creators: impl Iterator<Item = Creator<'a>>) -> Entry {
     // What the service forks becomes a monitor, a shim or the runtime by an exec, which was not seen.
     let is_unseen = |Creator { process, image }: Creator<'_>| {
-        let inherited = image.exec_origin.is_none() && process.origin == Origin::Observed;
+        let inherited = !image.has_own_exec() && process.origin == Origin::Observed;
         inherited && runtime.role(&image.program) == Some(Role::Service)
     };
     match entry {

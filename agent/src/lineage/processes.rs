@@ -11,7 +11,7 @@ use super::{
     event::{Argv, RecordOrigin, Task},
     gaps::Gaps,
     kept::Remembered,
-    runtime::Runtime,
+    runtime::{Runtime, runs_itself_again},
     streams::Streams,
 };
 
@@ -146,6 +146,13 @@ pub struct Applied {
 }
 
 // === impl Process ===
+
+impl Image {
+    /// Whether the exec that made it the program that it is was seen: not inherited, and no copy of what was before.
+    pub(super) fn has_own_exec(&self) -> bool {
+        self.exec_origin.is_some() && !runs_itself_again(&self.filename)
+    }
+}
 
 impl Process {
     pub(super) fn new(key: ProcessKey, origin: Origin, started_boot_ns: u64, image: Image) -> Self {

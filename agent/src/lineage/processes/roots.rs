@@ -57,7 +57,7 @@ impl Processes {
         for Creator { process, image } in self.creators(root.key) {
             let until = std::mem::replace(&mut until, process.started_boot_ns);
             // Monitors and services live long, and are what they are since the exec that was seen of them.
-            match self.runtime.role(&image.program).filter(|_| image.exec_origin.is_some() || image.read_boot_ns != 0) {
+            match self.runtime.role(&image.program).filter(|_| image.has_own_exec() || image.read_boot_ns != 0) {
                 // Nothing beyond it decides.
                 Some(Role::Service) => return false,
                 Some(Role::Shim | Role::Conmon) => {}

@@ -765,3 +765,19 @@ fn the_service_is_watched_on_when_its_first_fork_tells_its_exact_start() {
     world.processes.apply(&event, &mut |_| None);
     assert_eq!(world.processes.streams.as_ref().and_then(watched), Some(exact));
 }
+
+#[test]
+fn where_the_first_of_a_runtimes_two_execs_was_lost_its_copy_is_not_taken_for_the_service() {
+    let mut world = World::new();
+    let told = mind_gaps(&mut world);
+    world.exec(1, false, &["crio"]);
+    world.fork(1, false, 10);
+    // `crun exec` is lost, and the copy of itself that it goes on as is seen.
+    lose(&mut world, &told, 1);
+    let argv = Argv { arguments: ["crun", "exec", "c"].map(String::from).into(), truncated_bytes: 0 };
+    let (filename, interpreter, environment) = ("/proc/self/exe".into(), "".into(), Environment::default());
+    world.event(10, false, EventKind::Exec { old_tid: 10, filename, interpreter, argv, environment });
+    world.fork(10, false, 13);
+    world.exec(13, true, &["sh"]);
+    assert_eq!(told_of(&world, 13), ("unknown", "unknown", Some(13)));
+}

@@ -150,7 +150,9 @@ fn every_exec_has_its_root(scene: &Scene) -> Result<()> {
         } else {
             ("exec", "runtime exec below the runtime service")
         };
-        ensure!(root.entry == entry && root.rule == rule && root.lineage == "observed", "exec {mark}: {root:?}");
+        let lost: Vec<_> = scene.captured.losses("hook").collect();
+        let is_right = root.entry == entry && root.rule == rule && root.lineage == "observed";
+        ensure!(is_right, "exec {mark} at {}: {root:?}; lost: {lost:?}", record.time_unix_ns);
         ensure!(container_id(record) == scene.containers[mark % COUNT].id, "exec {mark} in {}", container_id(record));
         ensure!(start.filename == "/bin/sh" && record.pid == root.pid, "exec {mark}: {start:?}");
         ensure!(found.insert(key(root)), "exec {mark} shares its root");
