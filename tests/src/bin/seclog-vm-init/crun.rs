@@ -132,8 +132,9 @@ fn exec(number: usize, way: &str, container: &Container) -> Result<()> {
 
 // === What must hold ===
 
+/// Those that were observed: where forks were lost, parts of an exec have roots of their own, which say so.
 fn roots(scene: &Scene) -> HashMap<usize, (u32, u64)> {
-    let roots = scene.marked().filter(|(_, _, start, _)| start.is_session_root);
+    let roots = scene.marked().filter(|(_, _, start, root)| start.is_session_root && root.lineage == "observed");
     roots.map(|(mark, _, _, root)| (mark, key(root))).collect()
 }
 
