@@ -5,7 +5,7 @@ use super::Route;
 use super::session::{Outcome, Request, WebhookCall};
 use crate::audit::{Access, AccessEvent, AccessKind, Digest, FailedOpen, Identity, Stage, User, WebhookNote};
 use crate::timestamp::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -23,15 +23,17 @@ pub(super) struct Attempt {
     pub(super) user: User,
     pub(super) verb: String,
     pub(super) access: Access,
-    stages: BTreeMap<Stage, StageFact>,
+    /// In the order of stages: two or three.
+    stages: Vec<(Stage, StageFact)>,
     source_ip: Option<String>,
     claimed_source_ips: Vec<String>,
     user_agent: String,
     spo_uids: BTreeSet<String>,
     webhooks: BTreeSet<WebhookNote>,
-    pub(super) routes: BTreeSet<Route>,
+    /// In order.
+    pub(super) routes: Vec<Route>,
     /// Of its events, as far as they are kept: other routes name them so.
-    digests: BTreeSet<Digest>,
+    digests: Vec<Digest>,
     /// One of its events at least came in time to be told from a repetition.
     pub(super) live: bool,
     /// Two records claim the same stage of the same request and differ.
@@ -72,14 +74,14 @@ impl Attempt {
             user,
             verb,
             access,
-            stages: BTreeMap::from([(stage, StageFact { time: stage_time, code })]),
+            stages: vec![(stage, StageFact { time: stage_time, code })],
             source_ip,
             claimed_source_ips,
             user_agent,
             spo_uids: spo_uid.into_iter().collect(),
             webhooks: webhooks.into_iter().take(MAX_WEBHOOKS).collect(),
-            routes: BTreeSet::from([route]),
-            digests: BTreeSet::new(),
+            routes: vec![route],
+            digests: Vec::new(),
             live: !late,
             disagreement: false,
             arrived: now,
@@ -94,10 +96,15 @@ impl Attempt {
         let before = (stages.len(), spo_uids.len(), webhooks.len(), routes.len(), self.disagreement, self.live);
         self.live |= other.live;
         for (stage, fact) in other.stages {
-            let known = *stages.entry(stage).or_insert(fact);
-            if known != fact {
-                self.disagreement = true;
-                stages.insert(stage, known.min(fact));
+            match stages.binary_search_by_key(&stage, |(stage, _)| *stage) {
+                Ok(at) => {
+                    let (_, known) = &mut stages[at];
+                    if *known != fact {
+                        self.disagreement = true;
+                        *known = fact.min(*known);
+                    }
+                }
+                Err(at) => stages.insert(at, (stage, fact)),
             }
         }
         // What identifies the request is equal; the rest differs only where somebody lies. The smaller one is kept, so
@@ -131,7 +138,7 @@ impl Attempt {
         while webhooks.len() > MAX_WEBHOOKS {
             webhooks.pop_last();
         }
-        routes.extend(other.routes);
+        insert(routes, route);
         let after = (stages.len(), spo_uids.len(), webhooks.len(), routes.len(), self.disagreement, self.live);
         let news = before != after || richer.is_gt();
         if news {
@@ -143,7 +150,7 @@ impl Attempt {
 
     /// One of its events came by this route as well. True where that is news.
     pub(super) fn seen_by(&mut self, route: Route, now: u64) -> bool {
-        let news = self.routes.insert(route);
+        let news = insert(&mut self.routes, route);
         if news {
             self.arrived = self.arrived.max(now);
             self.version += 1;
@@ -153,28 +160,32 @@ impl Attempt {
 
     /// True where the digest is kept from now on.
     pub(super) fn remember(&mut self, digest: Digest) -> bool {
-        digest != Digest::default() && self.digests.len() < MAX_DIGESTS && self.digests.insert(digest)
+        digest != Digest::default() && self.digests.len() < MAX_DIGESTS && insert(&mut self.digests, digest)
     }
 
     pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
         self.digests.iter()
     }
 
+    fn stage(&self, stage: Stage) -> Option<&StageFact> {
+        self.stages.iter().find(|(of, _)| *of == stage).map(|(_, fact)| fact)
+    }
+
     pub(super) fn started(&self) -> Option<u64> {
-        self.stages.get(&Stage::ResponseStarted).map(|stage| stage.time)
+        self.stage(Stage::ResponseStarted).map(|stage| stage.time)
     }
 
     pub(super) fn completed(&self) -> Option<u64> {
-        [Stage::Panic, Stage::ResponseComplete].iter().find_map(|stage| self.stages.get(stage)).map(|stage| stage.time)
+        [Stage::Panic, Stage::ResponseComplete].iter().find_map(|stage| self.stage(*stage)).map(|stage| stage.time)
     }
 
     pub(super) fn code(&self) -> Option<i64> {
-        self.stages.values().rev().find_map(|stage| stage.code)
+        self.stages.iter().rev().find_map(|(_, stage)| stage.code)
     }
 
     pub(super) fn outcome(&self) -> Outcome {
         match self.code() {
-            _ if self.stages.contains_key(&Stage::Panic) => Outcome::Failed,
+            _ if self.stage(Stage::Panic).is_some() => Outcome::Failed,
             Some(401 | 403) => Outcome::Denied,
             Some(400..) => Outcome::Failed,
             Some(_) => Outcome::Accepted,
@@ -236,6 +247,17 @@ impl Attempt {
             claimed_source_ips: self.claimed_source_ips.clone(),
             user_agent: self.user_agent.clone(),
             webhooks: self.webhooks.iter().map(WebhookCall::of).collect(),
+        }
+    }
+}
+
+/// Into what is short and in order; true where it was not there.
+fn insert<T: Ord>(all: &mut Vec<T>, one: T) -> bool {
+    match all.binary_search(&one) {
+        Ok(_) => false,
+        Err(at) => {
+            all.insert(at, one);
+            true
         }
     }
 }

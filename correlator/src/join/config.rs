@@ -46,6 +46,9 @@ pub struct Config {
     pub longest_ns: u64,
     /// How often to look for what can be let go.
     pub sweep_every_ns: u64,
+    /// What the programs of sessions did takes so many bytes of memory at most, near enough: beyond, the oldest wait in the
+    /// attic, and where there is none or it is full, lists of programs are let go at twice as many.
+    pub most_deed_bytes: usize,
     pub max_requests: usize,
     pub max_roots: usize,
     pub max_pods: usize,
@@ -91,8 +94,9 @@ impl Config {
             horizon_ns: 900 * SECOND,
             longest_ns: 86_400 * SECOND,
             sweep_every_ns: 20 * SECOND,
-            max_requests: 100_000,
-            max_roots: 200_000,
+            most_deed_bytes: 128 << 20,
+            max_requests: 1_000_000,
+            max_roots: 1_000_000,
             max_pods: 200_000,
             max_containers: 200_000,
             max_losses: 10_000,

@@ -10,7 +10,7 @@ use super::knowledge::AuditState;
 use super::machine::Element;
 use super::matching::{Around, Component, Unit, units};
 use super::root::{Root, RootKey};
-use super::scope::{Held, Scope};
+use super::scope::Scope;
 use super::session::{Kind, Place, Session};
 use super::story::{Draft, Ready, Story, Tell};
 use super::telling::Teller;
@@ -36,7 +36,7 @@ pub(super) struct Written {
     content: u64,
     superseded: bool,
     /// Findings that have had their line.
-    findings: BTreeSet<Uuid>,
+    findings: Vec<Uuid>,
     kind: Kind,
     start: Timestamp,
     place: Place,
@@ -78,6 +78,7 @@ impl Join {
     /// All that is not written, settled or not. What comes after this is joined as before.
     pub fn finish(&mut self) -> Vec<Session> {
         self.mark_losses();
+        self.mark_askers();
         for (scope, held) in &mut self.scopes {
             held.dirty_asks.extend(held.asks.keys().map(Arc::clone));
             held.dirty_roots.extend(held.roots.iter().map(Arc::clone));
@@ -90,6 +91,7 @@ impl Join {
     pub(super) fn tick(&mut self, now: u64) -> Vec<Session> {
         self.now = self.now.max(now);
         self.mark_losses();
+        self.mark_askers();
         self.find_silence();
         self.find_unknown_identifiers(false);
         let nodes_are_past = self.watermarks.nodes_are_past(self.now, &self.config);
@@ -125,7 +127,9 @@ impl Join {
         for element in &again {
             self.tell_again(element);
         }
-        self.evaluate_dirty(false)
+        let told = self.evaluate_dirty(false);
+        self.make_room();
+        told
     }
 
     fn evaluate_dirty(&mut self, all: bool) -> Vec<Session> {
@@ -219,12 +223,17 @@ impl Join {
         for concluded in std::mem::take(&mut told.concluded) {
             self.keep(scope, &Arc::new(concluded));
         }
+        for key in told.stories.iter().filter(|story| story.tell == Tell::Now).filter_map(|story| story.root.as_ref()) {
+            if let Some(rooted) = self.roots.get_mut(key) {
+                rooted.root.give_back();
+            }
+        }
         let mut out = Vec::new();
         let sessions: BTreeSet<Uuid> = told.stories.iter().filter_map(|story| story.session).collect();
         for story in told.stories {
             self.write(scope, story, &sessions, &mut out);
         }
-        if self.scopes.get(scope).is_some_and(Held::is_empty) {
+        if self.scopes.get(scope).is_some_and(|held| held.is_empty()) {
             self.scopes.remove(scope);
         }
         out
@@ -437,7 +446,7 @@ impl Join {
             start: *start,
             place: place.clone(),
         };
-        self.written.insert(id, written);
+        self.written.insert(id, Box::new(written));
         self.counters.revisions += 1;
         out.push(session);
     }

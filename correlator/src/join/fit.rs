@@ -60,8 +60,8 @@ pub(super) fn fit(
         });
     }
     let (_, first) = root.first_exec()?;
-    let ran = first.program.argv.as_slice();
-    let whole = first.program.argv_truncated_bytes == 0;
+    let ran = first.argv.as_slice();
+    let whole = first.argv_truncated_bytes == 0;
     let is = |expected: &[String]| if whole { ran == expected } else { is_cut_from(ran, expected) };
     let argv = match &ask.rewritten {
         Some((expected, prefixed)) => is(expected).then_some(ArgvFit::Recorded { prefixed: *prefixed })?,

@@ -66,7 +66,7 @@ type Holders = (Vec<(Arc<Scope>, RequestKey)>, Vec<Arc<RootKey>>);
 
 /// The identifiers in the argv of a root's first exec. Values of the container's own environment are none.
 pub(super) fn of_root(root: &Root) -> BTreeSet<String> {
-    let argv = root.first_exec().map(|(_, first)| first.program.argv.as_slice()).unwrap_or_default();
+    let argv = root.first_exec().map(|(_, first)| first.argv.as_slice()).unwrap_or_default();
     let marked = argv.iter().filter_map(|argument| argument.strip_prefix(SPO_UID)?.strip_prefix('='));
     marked.filter(|value| !root.is_own_value(value)).take(MOST_OF_A_ROOT).map(str::to_owned).collect()
 }

@@ -60,7 +60,7 @@ impl Pods {
             && self.pods.get(&(container.namespace.clone(), container.pod.clone())).is_some_and(|pod| {
                 pod.commands
                     .iter()
-                    .any(|(name, argv)| *name == container.name && argv.as_slice() == first.program.argv.as_slice())
+                    .any(|(name, argv)| *name == container.name && argv.as_slice() == first.argv.as_slice())
             })
     }
 

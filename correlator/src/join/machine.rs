@@ -2,12 +2,14 @@
 
 use super::askers::{self, Askers};
 use super::attempt::{Attempt, RequestKey};
+use super::attic::{self, Attic};
 use super::checks::Checks;
 use super::concluded::Concluded;
 use super::finding::{Code, Finding, FindingNote};
 use super::identifiers::{self, Identifiers};
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
 use super::leases::Leases;
+use super::naming::Containers;
 use super::place::RootPlace;
 use super::recurring::Recurring;
 use super::release::Gone;
@@ -19,12 +21,14 @@ use super::spo::SpoLines;
 use super::{Config, Counters, Input, Route, Source, ids, masked};
 use crate::audit::{AccessEvent, Digest, MonitoringChange, PodFact};
 use crate::timestamp::Timestamp;
+use seclog_proto::v1::NodeRecord;
 use seclog_proto::v1::node_record::Detail;
-use seclog_proto::v1::{Amendment, Container, ContainerFacts, NodeRecord};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// Nodes whose boot id is held once for all their records.
+const MAX_BOOTS: usize = 20_000;
 /// Findings that wait to be taken.
 const MAX_FINDINGS: usize = 100_000;
 
@@ -56,14 +60,6 @@ pub(super) struct Rooted {
     pub(super) release_at: Option<u64>,
 }
 
-/// A container whose names are known, and when it was last heard of.
-#[derive(Debug)]
-pub(super) struct Named {
-    container: Container,
-    facts: Option<ContainerFacts>,
-    pub(super) seen: u64,
-}
-
 impl Rooted {
     pub(super) fn place(&self) -> &RootPlace {
         &self.place
@@ -74,22 +70,25 @@ impl Rooted {
 pub struct Join {
     pub(super) config: Config,
     pub(super) now: u64,
-    pub(super) scopes: BTreeMap<Arc<Scope>, Held>,
-    pub(super) roots: HashMap<Arc<RootKey>, Rooted>,
+    pub(super) scopes: BTreeMap<Arc<Scope>, Box<Held>>,
+    pub(super) roots: HashMap<Arc<RootKey>, Box<Rooted>>,
     pub(super) requests: usize,
     /// Which request an audit event is of, by its digest.
     events: HashMap<Digest, (Arc<Scope>, RequestKey)>,
-    pub(super) written: HashMap<Uuid, super::evaluate::Written>,
+    pub(super) written: HashMap<Uuid, Box<super::evaluate::Written>>,
     pub(super) identifiers: Identifiers,
-    /// By node and container id.
-    pub(super) containers: BTreeMap<(Arc<str>, String), Named>,
+    pub(super) containers: Containers,
+    /// The boot id that each node last spoke of.
+    boots: HashMap<Arc<str>, Arc<str>>,
     /// Counts without detail of containers whose names are not known yet.
-    nameless_counts: VecDeque<(Arc<str>, NodeRecord)>,
+    pub(super) nameless_counts: VecDeque<(Arc<str>, NodeRecord)>,
     pub(super) pods: Pods,
     pub(super) losses: Losses,
     pub(super) checks: Checks,
     /// Losses whose sessions are not yet looked for.
     pub(super) fresh_losses: Vec<Loss>,
+    /// When programs asked a daemon to run something, by node: what may have come of it is not yet looked for.
+    fresh_askers: BTreeMap<Arc<str>, BTreeSet<u64>>,
     pub(super) skews: Skews,
     pub(super) askers: Askers,
     pub(super) spo: SpoLines,
@@ -113,6 +112,10 @@ pub struct Join {
     pub(super) swept: u64,
     pub(super) probes: u64,
     pub(super) counters: Counters,
+    pub(super) attic: Option<Box<dyn Attic>>,
+    /// Why it failed of late.
+    pub(super) attic_failure: Option<String>,
+    pub(super) deed_bytes: usize,
 }
 
 impl Join {
@@ -126,12 +129,14 @@ impl Join {
             events: HashMap::new(),
             written: HashMap::new(),
             identifiers: Identifiers::default(),
-            containers: BTreeMap::new(),
+            containers: Containers::default(),
+            boots: HashMap::new(),
             nameless_counts: VecDeque::new(),
             pods: Pods::default(),
             losses: Losses::default(),
             checks: Checks::default(),
             fresh_losses: Vec::new(),
+            fresh_askers: BTreeMap::new(),
             skews: Skews::default(),
             askers: Askers::default(),
             spo: SpoLines::default(),
@@ -150,6 +155,9 @@ impl Join {
             swept: 0,
             probes: 0,
             counters: Counters::default(),
+            attic: None,
+            attic_failure: None,
+            deed_bytes: 0,
         }
     }
 
@@ -260,7 +268,7 @@ impl Join {
             self.amend(node, record.container, amendment);
             return;
         }
-        let Some(key) = RootKey::of(node, &record) else {
+        let Some(key) = self.root_key(node, &record) else {
             self.counters.outside_roots += 1;
             return;
         };
@@ -275,14 +283,18 @@ impl Join {
             && let Some(program) = askers::asks(&start.filename)
         {
             let id = ids::of_root(&self.config.cluster, &key);
-            self.asked_a_daemon(node, record.time_unix_ns, id, program);
+            self.askers.add(node, record.time_unix_ns, id, program);
+            self.fresh_askers.entry(Arc::clone(node)).or_default().insert(record.time_unix_ns);
         }
         if let Some(rooted) = self.roots.get_mut(&key) {
+            let before = rooted.root.deed_bytes();
+            attic::bring_back(&mut rooted.root, &mut self.attic);
             rooted.root.add(record, &self.config, self.now);
             if rooted.root.retired {
                 self.counters.late += 1;
                 rooted.root.trim();
             }
+            self.deed_bytes = (self.deed_bytes + rooted.root.deed_bytes()).saturating_sub(before);
             let news = verdicts && rooted.told_verdicts != rooted.root.has_verdicts;
             if news {
                 rooted.told_verdicts = rooted.root.has_verdicts;
@@ -313,6 +325,7 @@ impl Join {
         root.add(record, &self.config, self.now);
         self.add_known_facts(&mut root);
         let scope = Arc::new(scope_of(&root));
+        self.deeds_changed(0, root.deed_bytes());
         let rooted = Rooted {
             root,
             scope,
@@ -327,11 +340,27 @@ impl Join {
             release_at: None,
             told_verdicts: (false, false),
         };
-        self.roots.insert(Arc::clone(&key), rooted);
+        self.roots.insert(Arc::clone(&key), Box::new(rooted));
         self.look_at_root(&key);
         if verdicts {
             self.verdicts_seen(&key);
         }
+    }
+
+    /// `None` for records that belong to no root.
+    fn root_key(&mut self, node: &Arc<str>, record: &NodeRecord) -> Option<RootKey> {
+        let root = record.session_root.as_ref().filter(|root| root.pid != 0)?;
+        let boot_id = match self.boots.get(node) {
+            Some(boot) if **boot == *record.boot_id => Arc::clone(boot),
+            _ => {
+                let boot: Arc<str> = record.boot_id.as_str().into();
+                if self.boots.len() < MAX_BOOTS || self.boots.contains_key(node) {
+                    self.boots.insert(Arc::clone(node), Arc::clone(&boot));
+                }
+                boot
+            }
+        };
+        Some(RootKey { node: Arc::clone(node), boot_id, start_boottime_ns: root.start_boottime_ns, pid: root.pid })
     }
 
     /// A root is new or has changed: puts it where it belongs, and marks whom that concerns.
@@ -343,7 +372,8 @@ impl Join {
             return;
         }
         rooted.face = Some(rooted.root.face);
-        let scope = Arc::new(scope_of(&rooted.root));
+        let scope = scope_of(&rooted.root);
+        let scope = self.scopes.get_key_value(&scope).map_or_else(|| Arc::new(scope), |(known, _)| Arc::clone(known));
         let place = RootPlace::of(&rooted.root);
         let is_main = rooted.root.entry.how == "start";
         let old_scope = std::mem::replace(&mut rooted.scope, Arc::clone(&scope));
@@ -406,7 +436,7 @@ impl Join {
         }
     }
 
-    fn bulk_count(&mut self, node: &Arc<str>, record: NodeRecord) {
+    pub(super) fn bulk_count(&mut self, node: &Arc<str>, record: NodeRecord) {
         let nameless = record.container.as_ref().is_some_and(|container| container.pod_name.is_empty());
         if nameless {
             // An amendment may name it.
@@ -578,106 +608,6 @@ impl Join {
         }
     }
 
-    /// Names that the agent learnt late, or of which it told with another record of the same container.
-    fn name_container(&mut self, node: &Arc<str>, record: &mut NodeRecord) {
-        let Some(container) = record.container.as_mut().filter(|container| !container.id.is_empty()) else { return };
-        let key = (Arc::clone(node), container.id.clone());
-        if let Some(known) = self.containers.get_mut(&key) {
-            known.seen = self.now;
-            if container.pod_name.is_empty() {
-                container.clone_from(&known.container);
-            }
-        } else if !container.pod_name.is_empty() && self.containers.len() < self.config.max_containers {
-            self.containers.insert(key, Named { container: container.clone(), facts: None, seen: self.now });
-            let named = container.clone();
-            self.name_roots(node, &named);
-        }
-    }
-
-    fn name_roots(&mut self, node: &Arc<str>, named: &Container) {
-        let nameless: Vec<Arc<RootKey>> = self
-            .scopes
-            .keys()
-            .rev()
-            .map_while(|scope| match &**scope {
-                Scope::Nameless(key) => Some(key),
-                Scope::Pod { .. } => None,
-            })
-            .filter(|key| key.node == *node)
-            .map(Arc::clone)
-            .collect();
-        for key in nameless {
-            let Some(rooted) = self.roots.get_mut(&key) else { continue };
-            if rooted.root.container().is_some_and(|container| container.id == named.id) {
-                rooted.root.add_container(named.clone(), false, &self.config);
-                self.look_at_root(&key);
-            }
-        }
-    }
-
-    /// What became known of a container after records of it had come without.
-    fn amend(&mut self, node: &Arc<str>, container: Option<Container>, amendment: Amendment) {
-        self.counters.amendments += 1;
-        let Some(container) = container.filter(|container| !container.id.is_empty() && !container.pod_name.is_empty())
-        else {
-            return;
-        };
-        let key = (Arc::clone(node), container.id.clone());
-        if self.containers.len() >= self.config.max_containers && !self.containers.contains_key(&key) {
-            return;
-        }
-        let named = Named { container: container.clone(), facts: amendment.container_facts, seen: self.now };
-        self.containers.insert(key, named);
-        self.name_roots(node, &container);
-        let (counts, others) = std::mem::take(&mut self.nameless_counts)
-            .into_iter()
-            .partition(|(of, record)| *of == *node && is_in(record, &container.id));
-        self.nameless_counts = others;
-        for (_, mut record) in counts {
-            record.container = Some(container.clone());
-            self.bulk_count(node, record);
-        }
-        let here: Vec<Arc<RootKey>> = self
-            .roots
-            .iter()
-            .filter(|(key, rooted)| key.node == *node && rooted.root.has_container(&container.id))
-            .map(|(key, _)| Arc::clone(key))
-            .collect();
-        for key in here {
-            let Some(mut rooted) = self.roots.remove(&key) else { continue };
-            self.add_known_facts(&mut rooted.root);
-            self.roots.insert(Arc::clone(&key), rooted);
-            self.look_at_root(&key);
-        }
-    }
-
-    /// Another root of the container may have told, or an amendment.
-    fn add_known_facts(&mut self, root: &mut Root) {
-        let Some(id) = root.container().map(|container| container.id.clone()).filter(|id| !id.is_empty()) else {
-            return;
-        };
-        let Some(named) = self.containers.get_mut(&(Arc::clone(&root.key.node), id)) else { return };
-        match (root.facts(), &named.facts) {
-            (None, Some(facts)) => root.add_facts(facts.clone()),
-            (Some(facts), None) => named.facts = Some(facts.clone()),
-            _ => {}
-        }
-    }
-
-    /// What begins on that node soon after may have come of it.
-    fn asked_a_daemon(&mut self, node: &Arc<str>, time: u64, root: Uuid, program: &'static str) {
-        self.askers.add(node, time, root, program);
-        let after: Vec<Arc<RootKey>> = self
-            .roots
-            .iter()
-            .filter(|(key, rooted)| key.node == *node && Askers::may_follow(time, rooted.root.entered()))
-            .map(|(key, _)| Arc::clone(key))
-            .collect();
-        for key in after {
-            self.mark(&Element::Root(key));
-        }
-    }
-
     fn audit_finding(&mut self, code: Code, time: u64, subject: &str, text: String, records: Vec<String>) {
         let note = FindingNote::new(code, &self.config.cluster, subject, text, records);
         self.found(note.line(&self.config.cluster, Timestamp(time), None));
@@ -726,7 +656,7 @@ impl Join {
                 self.requests += 1;
                 let attempt = Attempt::new(id, event, route, self.now);
                 let (key, uid) = (Arc::clone(&attempt.identity), known_uid(&attempt));
-                held.attempts.insert(Arc::clone(&key), attempt);
+                held.attempts.insert(Arc::clone(&key), Box::new(attempt));
                 (key, None, uid)
             }
         };
@@ -788,7 +718,7 @@ impl Join {
         let mut elements = Vec::new();
         for (scope, held) in &self.scopes {
             for (first, ask) in &held.asks {
-                let closed = held.attempts.get(first).and_then(Attempt::completed).unwrap_or(u64::MAX);
+                let closed = held.attempts.get(first).and_then(|attempt| attempt.completed()).unwrap_or(u64::MAX);
                 if touches(None, first.received, ask.place.until.max(closed)) {
                     elements.push(Element::Ask(Arc::clone(scope), Arc::clone(first)));
                 }
@@ -805,9 +735,30 @@ impl Join {
         }
     }
 
+    /// What begins on a node soon after a program asked a daemon there may have come of it.
+    pub(super) fn mark_askers(&mut self) {
+        let asked = std::mem::take(&mut self.fresh_askers);
+        if asked.is_empty() {
+            return;
+        }
+        let follows = |key: &RootKey, entered: u64| {
+            let times = asked.get(&key.node).and_then(|times| times.range(..=entered).next_back());
+            times.is_some_and(|time| Askers::may_follow(*time, entered))
+        };
+        let after = self.roots.iter().filter(|(key, rooted)| follows(key, rooted.root.entered()));
+        let after: Vec<Arc<RootKey>> = after.map(|(key, _)| Arc::clone(key)).collect();
+        for key in after {
+            self.mark(&Element::Root(key));
+        }
+    }
+
     /// Takes a root out of everything.
     pub(super) fn remove_root(&mut self, key: &Arc<RootKey>) {
         let Some(rooted) = self.roots.remove(key) else { return };
+        self.deeds_changed(rooted.root.deed_bytes(), 0);
+        if let (Some(slot), Some(attic)) = (rooted.root.slot(), &mut self.attic) {
+            attic.remove(slot);
+        }
         if let Some(at) = rooted.release_at {
             self.release.remove(&(at, Element::Root(Arc::clone(key))));
         }
@@ -851,10 +802,6 @@ impl Join {
             self.gone.add(attempt.id, self.now);
         }
     }
-}
-
-fn is_in(record: &NodeRecord, container: &str) -> bool {
-    record.container.as_ref().is_some_and(|of| of.id == container)
 }
 
 fn scope_of(root: &Root) -> Scope {

@@ -186,7 +186,7 @@ fn doubts_about(root: &Root, around: Around<'_>) -> Vec<String> {
     if let Some(nodes) = around.pods.contradicts(root) {
         doubts.push(format!("the API server's records say that the pod runs on {nodes}"));
     }
-    if root.first_exec().is_some_and(|(_, first)| first.program.argv_truncated_bytes > 0) {
+    if root.first_exec().is_some_and(|(_, first)| first.argv_truncated_bytes > 0) {
         doubts.push("the node carried only the beginning of argv".to_owned());
     }
     if around.pods.is_probe(root) {
@@ -285,11 +285,11 @@ fn exact_reasons(ask: &Ask<'_>, root: &Root, fit: &Fit, around: Around<'_>) -> O
                 return None;
             }
             let variable = format!("{SPO_UID}={uid}");
-            let place = if first.program.environment.contains(&variable) {
+            let place = if first.environment.contains(&variable) {
                 "the environment of the container's main process has it"
             } else if root.facts().is_some_and(|facts| facts.own_environment.contains(&variable)) {
                 "the environment that the runtime started the container with has it"
-            } else if first.program.environment_searched.is_empty() && stored_uid.as_deref() == Some(uid) {
+            } else if first.environment_searched.is_empty() && stored_uid.as_deref() == Some(uid) {
                 "the node did not search the environment, but the pod as the API server stored it has it in that of this \
                  container"
             } else {

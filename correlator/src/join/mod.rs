@@ -10,10 +10,12 @@
 mod ask;
 mod askers;
 mod attempt;
+pub mod attic;
 mod checks;
 mod component;
 mod concluded;
 mod config;
+mod deeds;
 mod evaluate;
 pub mod finding;
 mod fit;
@@ -26,6 +28,7 @@ mod leases;
 mod machine;
 mod masked;
 mod matching;
+mod naming;
 mod notes;
 mod place;
 mod recurring;
@@ -67,4 +70,9 @@ pub struct Counters {
     pub findings_not_kept: u64,
     /// Let go although they had not ended.
     pub given_up: u64,
+    /// Times that the programs of a session were put in the attic.
+    pub put_away: u64,
+    pub attic_failures: u64,
+    /// Lists of programs that were let go because neither memory nor attic had room.
+    pub cut: u64,
 }

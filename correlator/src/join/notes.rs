@@ -140,13 +140,13 @@ impl Teller<'_> {
             let text = format!("processes of it were also seen in container {name:?}");
             self.find(session, Code::OtherContainer, &format!("{subject} {}", other.id), text, first_record(root));
         }
-        for (whose, (_, record)) in &root.entered_others {
+        for (whose, (_, record)) in &root.deeds().entered_others {
             let place = if whose == "host" { "the host".to_owned() } else { format!("container {whose:?}") };
             let text = format!("a program of it ran in the mount namespace of {place}");
             self.find(session, Code::NamespaceEntered, &format!("{subject} {whose}"), text, vec![record.clone()]);
         }
         self.daemons_asked(root, session);
-        for (record, moved) in &root.moves {
+        for (record, moved) in &root.deeds().moves {
             let to = if moved.to_container.is_empty() {
                 format!("out of every container (cgroup {:?})", moved.to_path)
             } else {
@@ -174,12 +174,15 @@ impl Teller<'_> {
     /// Only where the container reaches the node: elsewhere a daemon is the container's own.
     fn daemons_asked(&self, root: &Root, session: &mut Session) {
         let privileged = root.facts().is_some_and(|facts| facts.privileged == "yes");
-        let reaches_node = privileged || session.kind == Kind::DebugNode || root.entered_others.contains_key("host");
-        let asked = root
-            .starts
-            .iter()
-            .filter_map(|((_, record), start)| Some((askers::asks(&start.program.filename)?, record.clone())));
-        let asked: Vec<(&str, String)> = asked.filter(|_| reaches_node).collect();
+        let reaches_node =
+            privileged || session.kind == Kind::DebugNode || root.deeds().entered_others.contains_key("host");
+        if !reaches_node {
+            return;
+        }
+        let started = root.deeds().starts();
+        let asked: Vec<(&str, String)> = started
+            .filter_map(|(_, record, start)| Some((askers::asks(&start.filename)?, record.to_owned())))
+            .collect();
         if asked.is_empty() {
             return;
         }
@@ -200,12 +203,12 @@ impl Teller<'_> {
         if counted || session.losses.iter().any(|loss| loss.stream != "audit") {
             return;
         }
-        let without = root.starts_without_verdict(self.around.config);
+        let without = root.deeds().starts_without_verdict(self.around.config);
         if without.is_empty() {
             return;
         }
-        let records: Vec<String> = without.iter().map(|(_, id)| (*id).to_owned()).collect();
-        let text = format!("{} of {} programs started without a verdict", without.len(), root.starts.len());
+        let records: Vec<String> = without.iter().map(|id| (*id).to_owned()).collect();
+        let text = format!("{} of {} programs started without a verdict", without.len(), root.deeds().len());
         self.find(session, Code::VerdictSuppressed, &root.id.to_string(), text, records);
     }
 
@@ -258,7 +261,7 @@ impl Teller<'_> {
             _ => &[BUILTINS, TYPED],
         };
         Sees {
-            process_starts: root.is_some_and(|root| !root.starts.is_empty()),
+            process_starts: root.is_some_and(|root| !root.deeds().is_empty()),
             verdicts,
             never: never.iter().map(|text| (*text).to_owned()).collect(),
         }
@@ -286,5 +289,5 @@ impl Teller<'_> {
 }
 
 fn first_record(root: &Root) -> Vec<String> {
-    root.starts.keys().take(1).map(|(_, id)| id.clone()).collect()
+    root.deeds().first_record().map(str::to_owned).into_iter().collect()
 }

@@ -6,7 +6,7 @@ use super::ask::Ask;
 use super::attempt::RequestKey;
 use super::fit::{is_uid_argument, starts_prefixed};
 use super::root::{Root, RootKey};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -36,7 +36,8 @@ pub(super) struct RootPlace {
     pub(super) entered: u64,
 }
 
-type Shelf<K> = BTreeMap<(Bucket, u64), BTreeSet<K>>;
+/// `None` sorts first: where a range begins.
+type Shelf<K> = BTreeSet<(Bucket, u64, Option<K>)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -70,8 +71,8 @@ impl RootPlace {
             buckets.push(Bucket::Start);
         }
         if let Some((_, first)) = root.first_exec().filter(|_| entry != "start") {
-            let whole = first.program.argv_truncated_bytes == 0;
-            buckets.push(if whole { Bucket::Argv(argv_hash(&first.program.argv)) } else { Bucket::Cut });
+            let whole = first.argv_truncated_bytes == 0;
+            buckets.push(if whole { Bucket::Argv(argv_hash(&first.argv)) } else { Bucket::Cut });
         }
         Self { buckets, entered: root.entered() }
     }
@@ -88,35 +89,34 @@ impl Index {
     pub(super) fn add_ask(&mut self, place: &AskPlace, ask: &RequestKey) {
         for bucket in &place.buckets {
             // Every root whose argv is whole looks into its own bucket only.
-            self.asks.entry((*bucket, place.from)).or_default().insert(Arc::clone(ask));
+            self.asks.insert((*bucket, place.from, Some(Arc::clone(ask))));
         }
     }
 
     pub(super) fn remove_ask(&mut self, place: &AskPlace, ask: &RequestKey) {
         for bucket in &place.buckets {
-            remove(&mut self.asks, (*bucket, place.from), ask);
+            self.asks.remove(&(*bucket, place.from, Some(Arc::clone(ask))));
         }
     }
 
     pub(super) fn add_root(&mut self, place: &RootPlace, root: &Arc<RootKey>) {
         for bucket in &place.buckets {
-            self.roots.entry((*bucket, place.entered)).or_default().insert(Arc::clone(root));
+            self.roots.insert((*bucket, place.entered, Some(Arc::clone(root))));
         }
     }
 
     pub(super) fn remove_root(&mut self, place: &RootPlace, root: &Arc<RootKey>) {
         for bucket in &place.buckets {
-            remove(&mut self.roots, (*bucket, place.entered), root);
+            self.roots.remove(&(*bucket, place.entered, Some(Arc::clone(root))));
         }
     }
 
     /// Roots that could fit, and some that do not.
     pub(super) fn roots_near<'a>(&'a self, place: &'a AskPlace) -> impl Iterator<Item = &'a Arc<RootKey>> + 'a {
-        place.buckets.iter().flat_map(move |bucket| {
-            self.roots
-                .range((*bucket, place.from)..=(*bucket, place.until.max(place.from)))
-                .flat_map(|(_, roots)| roots)
-        })
+        place
+            .buckets
+            .iter()
+            .flat_map(move |bucket| within(&self.roots, *bucket, place.from, place.until.max(place.from)))
     }
 
     /// Requests that could fit, and some that do not.
@@ -128,18 +128,15 @@ impl Index {
     ) -> impl Iterator<Item = &'a RequestKey> + 'a {
         place.buckets.iter().flat_map(move |bucket| {
             let (first, last) = place.begins(*bucket, config, widen);
-            self.asks.range((*bucket, first)..=(*bucket, last)).flat_map(|(_, asks)| asks)
+            within(&self.asks, *bucket, first, last)
         })
     }
 }
 
-fn remove<K: Ord>(shelf: &mut Shelf<K>, at: (Bucket, u64), key: &K) {
-    if let Some(keys) = shelf.get_mut(&at) {
-        keys.remove(key);
-        if keys.is_empty() {
-            shelf.remove(&at);
-        }
-    }
+/// Those of a bucket from `first` to `last`.
+fn within<K: Ord>(shelf: &Shelf<K>, bucket: Bucket, first: u64, last: u64) -> impl Iterator<Item = &K> {
+    let range = shelf.range((bucket, first, None)..(bucket, last.saturating_add(1), None));
+    range.filter_map(|(_, _, key)| key.as_ref())
 }
 
 /// Equal for what was asked and for whatever SPO's rule makes of it.

@@ -69,6 +69,6 @@ fn command(scope: &Arc<Scope>, root: &Root) -> Option<Command> {
     let (_, first) = root.first_exec().filter(|_| root.entry.how == "exec_sync")?;
     let container = root.container().filter(|container| !container.name.is_empty())?;
     // What was cut off may be another command.
-    let whole = first.program.argv_truncated_bytes == 0;
-    whole.then(|| (Arc::clone(scope), container.name.clone(), argv_hash(&first.program.argv)))
+    let whole = first.argv_truncated_bytes == 0;
+    whole.then(|| (Arc::clone(scope), container.name.clone(), argv_hash(&first.argv)))
 }

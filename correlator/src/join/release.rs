@@ -1,6 +1,7 @@
 //! Letting go: what is finished and has been quiet for a while, and what has gone on for too long.
 
 use super::Join;
+use super::attic;
 use super::machine::Element;
 use super::scope::Scope;
 use super::story::Story;
@@ -65,8 +66,14 @@ impl Join {
         } else if story.ask.is_some() {
             self.counters.given_up += 1;
             self.let_go(scope, story);
-        } else if let Some(rooted) = story.root.as_ref().and_then(|key| self.roots.get_mut(key)) {
-            rooted.root.retire();
+        } else if let Some(key) = &story.root {
+            if let Some(rooted) = self.roots.get_mut(key) {
+                let before = rooted.root.deed_bytes();
+                attic::bring_back(&mut rooted.root, &mut self.attic);
+                rooted.root.retire();
+                let after = rooted.root.deed_bytes();
+                self.deeds_changed(before, after);
+            }
         }
     }
 
@@ -119,7 +126,7 @@ impl Join {
             }
         }
         let heard_of = self.now.saturating_sub(self.config.longest_ns);
-        self.containers.retain(|_, named| named.seen >= heard_of);
+        self.containers.forget_before(heard_of);
         // Where a stream never comes again, nobody waits for it for ever.
         for waits in [&mut self.waits_for_nodes, &mut self.waits_for_audit] {
             while waits.first().is_some_and(|(until, _)| *until < long_ago) {

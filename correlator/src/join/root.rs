@@ -2,12 +2,11 @@
 //! names, never by time. Merging is commutative and idempotent but for the caps, which are counted.
 
 use super::Config;
-use super::session::VerdictCount;
+use super::attic::Slot;
+use super::deeds::{self, Deeds, Start};
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{self, NodeRecord};
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, OnceLock};
 use uuid::Uuid;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,24 +39,23 @@ pub(super) struct Container {
     pub(super) names: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Start {
-    start_boottime_ns: u64,
-    pub(super) pid: u32,
-    pub(super) comm: String,
-    pub(super) uid: u32,
-    pub(super) program: v1::ProcessStart,
+/// The first exec in the container, where its record came.
+#[derive(Debug)]
+struct First {
+    time: u64,
+    id: Box<str>,
+    start: Start,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Move {
-    pub(super) time: u64,
-    pub(super) pid: u32,
-    /// Empty: out of every container.
-    pub(super) to_container: String,
-    pub(super) to_path: String,
-    pub(super) by: u32,
+/// Where deeds are that are not in memory.
+#[derive(Debug, Clone, Copy)]
+struct Away {
+    slot: Slot,
+    /// Programs that they list.
+    listed: u64,
 }
+
+static NO_DEEDS: LazyLock<Deeds> = LazyLock::new(Deeds::default);
 
 #[derive(Debug)]
 pub(super) struct Root {
@@ -65,31 +63,21 @@ pub(super) struct Root {
     pub(super) id: Uuid,
     pub(super) key: Arc<RootKey>,
     pub(super) entry: Entry,
-    /// By container id: descriptions of the same container, the best of each.
-    containers: BTreeMap<String, Container>,
+    /// In the order of container ids: descriptions of the same container, the best of each.
+    containers: Vec<Container>,
     /// The container of the root's own exec.
-    own_container: Option<String>,
-    /// By time and record id.
-    pub(super) starts: BTreeMap<(u64, String), Start>,
-    pub(super) starts_not_kept: u64,
+    own_container: Option<Box<str>>,
+    first: Option<Box<First>>,
+    /// None where nothing was done, or where they are away.
+    deeds: Option<Box<Deeds>>,
+    away: Option<Away>,
+    /// What is away, while it is told of.
+    lent: OnceLock<Box<Deeds>>,
     /// What its container was started with, where the node knows it.
-    facts: Option<v1::ContainerFacts>,
-    /// Mount namespaces that its programs entered: whose, and the first record of it.
-    pub(super) entered_others: BTreeMap<String, (u64, String)>,
-    /// Moves out of its container, by record id.
-    pub(super) moves: BTreeMap<String, Move>,
-    /// Hashes of the ids of starts whose execve has its verdict.
-    verdict_of: BTreeSet<u64>,
-    /// By hash of the verdict's id, the process of execve attempts that only audit saw and that are taken to have failed:
-    /// its clock is coarse, so that one of them may be the attempt that another start came of.
-    loose: BTreeMap<u64, (u64, u32)>,
+    facts: Option<Box<v1::ContainerFacts>>,
     /// A verdict came, and one of a program that was executed.
     pub(super) has_verdicts: (bool, bool),
-    verdicts: BTreeMap<String, (String, String)>,
-    verdicts_not_kept: BTreeMap<(String, String), u64>,
-    /// By process (start, pid) whether a start of it was seen, and its exit.
-    processes: BTreeMap<(u64, u32), (bool, bool)>,
-    /// How many have started and not exited.
+    /// How many of its processes have started and not exited.
     running: usize,
     pub(super) exit: Option<(u64, i32)>,
     pub(super) first_seen: u64,
@@ -107,22 +95,6 @@ pub(super) struct Root {
     pub(super) retired: bool,
 }
 
-impl RootKey {
-    /// `None` for records that belong to no root.
-    pub(super) fn of(node: &Arc<str>, record: &NodeRecord) -> Option<Self> {
-        let root = record.session_root.as_ref()?;
-        if root.pid == 0 {
-            return None;
-        }
-        Some(Self {
-            node: Arc::clone(node),
-            boot_id: record.boot_id.as_str().into(),
-            start_boottime_ns: root.start_boottime_ns,
-            pid: root.pid,
-        })
-    }
-}
-
 impl Root {
     pub(super) fn new(id: Uuid, key: Arc<RootKey>) -> Self {
         Self {
@@ -135,19 +107,14 @@ impl Root {
                 rule: String::new(),
                 lineage: String::new(),
             },
-            containers: BTreeMap::new(),
+            containers: Vec::new(),
             own_container: None,
-            starts: BTreeMap::new(),
-            starts_not_kept: 0,
+            first: None,
+            deeds: None,
+            away: None,
+            lent: OnceLock::new(),
             facts: None,
-            entered_others: BTreeMap::new(),
-            moves: BTreeMap::new(),
-            verdict_of: BTreeSet::new(),
-            loose: BTreeMap::new(),
             has_verdicts: (false, false),
-            verdicts: BTreeMap::new(),
-            verdicts_not_kept: BTreeMap::new(),
-            processes: BTreeMap::new(),
             running: 0,
             exit: None,
             first_seen: u64::MAX,
@@ -188,34 +155,22 @@ impl Root {
                 if let Some(facts) = program.container_facts.take() {
                     self.add_facts(*facts);
                 }
-                if !program.entered_container_id.is_empty() {
-                    self.add_entered(&program.entered_container_id, record.time_unix_ns, &record.id, config);
+                let (time, entered) = (record.time_unix_ns, std::mem::take(&mut program.entered_container_id));
+                let start = Start::new(process, record.uid, record.comm, program);
+                let deeds = self.deeds_mut();
+                if !entered.is_empty() {
+                    deeds.add_entered(&entered, time, &record.id, config);
                 }
-                let key = (record.time_unix_ns, record.id);
-                // The root's own exec is what identifies it: it is kept even when the rest came first.
-                if self.starts.len() < config.starts_per_root || is_root_exec || self.starts.contains_key(&key) {
-                    let start = Start {
-                        start_boottime_ns: record.start_boottime_ns,
-                        pid: record.pid,
-                        comm: record.comm,
-                        uid: record.uid,
-                        program,
-                    };
-                    self.starts.insert(key, start);
-                    let known = self.processes.entry(process).or_default();
-                    self.running += usize::from(*known == (false, false));
-                    known.0 = true;
-                } else {
-                    self.starts_not_kept += 1;
+                let began = deeds.add_start(time, &record.id, &start, config);
+                self.running += usize::from(began);
+                let earlier = |first: &First| (time, record.id.as_str()) < (first.time, &first.id);
+                if start.is_session_root && self.first.as_deref().is_none_or(earlier) {
+                    self.first = Some(Box::new(First { time, id: record.id.into(), start }));
                 }
             }
             Some(Detail::ProcessExit(exit)) => {
-                // More exits than starts that are kept tell nothing that is asked for.
-                if self.processes.len() < config.starts_per_root * 4 || self.processes.contains_key(&process) {
-                    let known = self.processes.entry(process).or_default();
-                    self.running -= usize::from(*known == (true, false));
-                    known.1 = true;
-                }
+                let ended = self.deeds_mut().add_exit(process, config);
+                self.running = self.running.saturating_sub(usize::from(ended));
                 if is_root_process {
                     let said = (record.time_unix_ns, exit.exit_code);
                     // Whoever attached to a main process tells of its end.
@@ -223,51 +178,79 @@ impl Root {
                     self.exit = Some(self.exit.map_or(said, |known| known.min(said)));
                 }
             }
-            Some(Detail::Verdict(verdict)) => self.add_verdict(record.id, process, verdict, config),
+            Some(Detail::Verdict(verdict)) => {
+                self.has_verdicts = (true, self.has_verdicts.1 || deeds::is_of_executed(&verdict));
+                self.deeds_mut().add_verdict(&record.id, process, &verdict, config);
+            }
             Some(Detail::CgroupMove(moved)) => {
-                if self.moves.len() < config.moves_per_root {
-                    let moved = Move {
-                        time: record.time_unix_ns,
-                        pid: record.pid,
-                        to_container: moved.to_container_id,
-                        to_path: moved.to_cgroup_path,
-                        by: moved.moved_by_pid,
-                    };
-                    self.moves.insert(record.id, moved);
-                }
+                self.deeds_mut().add_move(record.id, record.time_unix_ns, record.pid, moved, config);
             }
             Some(Detail::Loss(_) | Detail::VerdictCount(_) | Detail::Amendment(_)) | None => {}
         }
     }
 
+    /// Empty while they are away, but for the time in which they are told of.
+    pub(super) fn deeds(&self) -> &Deeds {
+        self.deeds.as_deref().or_else(|| self.lent.get().map(|deeds| &**deeds)).unwrap_or(&NO_DEEDS)
+    }
+
+    /// Whoever adds to them has brought them back.
+    fn deeds_mut(&mut self) -> &mut Deeds {
+        self.deeds.get_or_insert_default()
+    }
+
+    /// Bytes of them that memory holds for good, near enough.
+    pub(super) fn deed_bytes(&self) -> usize {
+        self.deeds.as_deref().map_or(0, Deeds::bytes)
+    }
+
+    pub(super) fn slot(&self) -> Option<Slot> {
+        self.away.map(|away| away.slot)
+    }
+
+    pub(super) fn went_to(&mut self, slot: Slot) {
+        self.away = Some(Away { slot, listed: self.deeds().len() as u64 });
+        self.deeds = None;
+    }
+
+    /// What is away can be read until [`Root::give_back`]. `None`: it is lost, and what it listed is counted.
+    pub(super) fn lend(&self, deeds: Option<Deeds>) {
+        let lost = || Deeds::lost(self.away.map_or(0, |away| away.listed));
+        self.lent.get_or_init(|| Box::new(deeds.unwrap_or_else(lost)));
+    }
+
+    pub(super) fn give_back(&mut self) {
+        self.lent.take();
+    }
+
+    /// What was lent stays.
+    pub(super) fn came_back(&mut self) {
+        self.away = None;
+        self.deeds = self.lent.take();
+        self.deeds_mut().weigh();
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.deeds_mut().cut();
+    }
+
     /// The node says the same of a container as often as it says it; of two that differ the first stands.
     pub(super) fn add_facts(&mut self, facts: v1::ContainerFacts) {
         if self.facts.is_none() {
-            self.facts = Some(facts);
+            self.facts = Some(Box::new(facts));
             self.face += 1;
             self.version += 1;
         }
     }
 
     pub(super) fn facts(&self) -> Option<&v1::ContainerFacts> {
-        self.facts.as_ref()
+        self.facts.as_deref()
     }
 
     /// The value is one that the container's own environment has: every exec inherits it, so it identifies none.
     pub(super) fn is_own_value(&self, value: &str) -> bool {
         let own = self.facts.iter().flat_map(|facts| &facts.own_environment);
         own.filter_map(|variable| variable.split_once('=')).any(|(_, own)| own == value)
-    }
-
-    fn add_entered(&mut self, whose: &str, time: u64, record: &str, config: &Config) {
-        if self.entered_others.len() >= config.containers_per_root && !self.entered_others.contains_key(whose) {
-            return;
-        }
-        let said = (time, record.to_owned());
-        let known = self.entered_others.entry(whose.to_owned()).or_insert_with(|| said.clone());
-        if said < *known {
-            *known = said;
-        }
     }
 
     pub(super) fn add_container(&mut self, container: v1::Container, is_root_exec: bool, config: &Config) {
@@ -282,64 +265,40 @@ impl Root {
             names: container.names,
         };
         if is_root_exec {
-            let own = self.own_container.get_or_insert_with(|| said.id.clone());
             self.face += 1;
-            if said.id < *own {
-                own.clone_from(&said.id);
+            if self.own_container.as_deref().is_none_or(|own| *said.id < *own) {
+                self.own_container = Some(said.id.as_str().into());
             }
         }
-        let many = self.containers.len() >= config.containers_per_root && !is_root_exec;
-        match self.containers.get_mut(&said.id) {
-            Some(known) if said < *known => *known = said,
-            Some(_) => return,
-            None if many => return,
-            None => drop(self.containers.insert(said.id.clone(), said)),
+        match self.containers.binary_search_by(|known| known.id.cmp(&said.id)) {
+            Ok(at) => match self.containers.get_mut(at) {
+                Some(known) if said < *known => *known = said,
+                _ => return,
+            },
+            Err(_) if self.containers.len() >= config.containers_per_root && !is_root_exec => return,
+            Err(at) => self.containers.insert(at, said),
         }
         self.face += 1;
     }
 
-    fn add_verdict(&mut self, id: String, process: (u64, u32), verdict: v1::Verdict, config: &Config) {
-        let executed = verdict.outcome == "executed" && !verdict.target_id.is_empty();
-        self.has_verdicts = (true, self.has_verdicts.1 || executed);
-        if executed && self.verdict_of.len() < config.verdicts_per_root {
-            self.verdict_of.insert(hash(&verdict.target_id));
-            self.loose.remove(&hash(&id));
-        } else if !executed
-            && verdict.syscall_name.starts_with("execve")
-            && !verdict.sources.iter().any(|source| source == "ebpf")
-            && self.loose.len() < config.verdicts_per_root
-        {
-            self.loose.insert(hash(&id), process);
-        }
-        let said = (verdict.syscall_name, verdict.outcome);
-        let room = self.verdicts.len() < config.verdicts_per_root;
-        match self.verdicts.get_mut(&id) {
-            // The same record again, perhaps completed since.
-            Some(known) => {
-                if outcome_rank(&said) > outcome_rank(known) {
-                    *known = said;
-                }
-            }
-            None if room => drop(self.verdicts.insert(id, said)),
-            None => *self.verdicts_not_kept.entry(said).or_default() += 1,
-        }
+    pub(super) fn container(&self) -> Option<&Container> {
+        let own = self.own_container.as_deref().and_then(|id| self.of_id(id));
+        own.or_else(|| self.containers.iter().min())
     }
 
-    pub(super) fn container(&self) -> Option<&Container> {
-        let own = self.own_container.as_ref().and_then(|id| self.containers.get(id));
-        own.or_else(|| self.containers.values().min())
+    fn of_id(&self, id: &str) -> Option<&Container> {
+        self.containers.iter().find(|container| container.id == id)
     }
 
     /// Processes of it were seen in more than one container.
     pub(super) fn other_containers(&self) -> impl Iterator<Item = &Container> {
         let own = self.container().map(|container| container.id.clone());
-        self.containers.values().filter(move |container| Some(&container.id) != own.as_ref())
+        self.containers.iter().filter(move |container| Some(&container.id) != own.as_ref())
     }
 
     /// The first exec in the container, where its record came.
     pub(super) fn first_exec(&self) -> Option<(u64, &Start)> {
-        let first = self.starts.iter().find(|(_, start)| start.program.is_session_root);
-        first.map(|((time, _), start)| (*time, start))
+        self.first.as_deref().map(|first| (first.time, &first.start))
     }
 
     /// When it entered, as well as is known.
@@ -357,36 +316,11 @@ impl Root {
     }
 
     pub(super) fn has_container(&self, id: &str) -> bool {
-        self.containers.contains_key(id)
+        self.of_id(id).is_some()
     }
 
     pub(super) fn container_ids(&self) -> impl Iterator<Item = &String> {
-        self.containers.keys()
-    }
-
-    /// Starts whose execve has no verdict. Nothing can be said where more verdicts came than are kept.
-    pub(super) fn starts_without_verdict(&self, config: &Config) -> Vec<(u64, &str)> {
-        if self.verdict_of.len() >= config.verdicts_per_root {
-            return Vec::new();
-        }
-        let mut loose: BTreeMap<(u64, u32), u32> = BTreeMap::new();
-        for process in self.loose.values() {
-            *loose.entry(*process).or_default() += 1;
-        }
-        let without = self.starts.iter().filter(|((_, id), start)| {
-            let may_be_its = loose.get_mut(&(start.start_boottime_ns, start.pid)).filter(|left| **left > 0);
-            let seen = self.verdict_of.contains(&hash(id));
-            !seen && may_be_its.is_none_or(|left| std::mem::replace(left, *left - 1) == 0)
-        });
-        without.map(|((time, id), _)| (*time, id.as_str())).collect()
-    }
-
-    pub(super) fn verdict_counts(&self) -> Vec<VerdictCount> {
-        let mut counts = self.verdicts_not_kept.clone();
-        for said in self.verdicts.values() {
-            *counts.entry(said.clone()).or_default() += 1;
-        }
-        counts.into_iter().map(|((syscall, outcome), count)| VerdictCount { syscall, outcome, count }).collect()
+        self.containers.iter().map(|container| &container.id)
     }
 
     /// Keeps identity and what is alive, lets the story go.
@@ -397,32 +331,6 @@ impl Root {
 
     pub(super) fn trim(&mut self) {
         let own = (self.key.start_boottime_ns, self.key.pid);
-        self.starts.retain(|_, start| start.program.is_session_root);
-        self.processes.retain(|process, (started, _)| {
-            *started &= *process == own;
-            *process == own
-        });
-        self.running = self.processes.values().filter(|seen| **seen == (true, false)).count();
-        self.verdicts.clear();
-        self.verdict_of.clear();
-        self.loose.clear();
-        self.verdicts_not_kept.clear();
+        self.running = self.deeds_mut().trim(own);
     }
-}
-
-fn hash(id: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Completed outcomes beat unknown ones; among equals the text decides, so that order of arrival does not.
-fn outcome_rank(verdict: &(String, String)) -> (u8, &str, &str) {
-    let (syscall, outcome) = verdict;
-    let rank = match outcome.as_str() {
-        "executed" | "failed" => 2,
-        "unknown" => 1,
-        _ => 0,
-    };
-    (rank, outcome, syscall)
 }

@@ -38,13 +38,13 @@ pub(super) struct Folded {
 
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    pub(super) attempts: BTreeMap<RequestKey, Attempt>,
+    pub(super) attempts: BTreeMap<RequestKey, Box<Attempt>>,
     /// By the first try.
-    pub(super) asks: BTreeMap<RequestKey, Folded>,
+    pub(super) asks: BTreeMap<RequestKey, Box<Folded>>,
     /// The first try of those that are not it.
     part_of: BTreeMap<RequestKey, RequestKey>,
     /// Requests that may belong together, by user and what they ask for.
-    classes: BTreeMap<u64, BTreeSet<RequestKey>>,
+    classes: BTreeSet<(u64, RequestKey)>,
     pub(super) roots: BTreeSet<Arc<RootKey>>,
     /// Those that are main processes of containers.
     pub(super) mains: BTreeSet<Arc<RootKey>>,
@@ -76,7 +76,9 @@ impl Held {
 
     pub(super) fn ask(&self, first: &Identity) -> Option<Ask<'_>> {
         let folded = self.asks.get(first)?;
-        let of = |keys: &[RequestKey]| keys.iter().filter_map(|key| self.attempts.get(key)).collect::<Vec<_>>();
+        let of = |keys: &[RequestKey]| {
+            keys.iter().filter_map(|key| self.attempts.get(key).map(|attempt| &**attempt)).collect::<Vec<_>>()
+        };
         let tries = of(&folded.tries);
         let id = tries.first()?.id;
         Some(Ask { id, tries, attaches: of(&folded.attaches) })
@@ -90,7 +92,7 @@ impl Held {
     /// An attempt is new or has changed: groups it and those that this may regroup anew.
     pub(super) fn refold(&mut self, key: &RequestKey, config: &Config, widen: u64) {
         let Some(attempt) = self.attempts.get(key) else { return };
-        self.classes.entry(class(attempt)).or_default().insert(Arc::clone(key));
+        self.classes.insert((class(attempt), Arc::clone(key)));
         let mut related = self.related(key);
         let first = self.part_of.get(key).unwrap_or(key);
         for member in self.asks.get(first).into_iter().flat_map(|ask| ask.tries.iter().chain(&ask.attaches)) {
@@ -111,16 +113,17 @@ impl Held {
         for key in &related {
             self.part_of.remove(key);
         }
-        let folded: Vec<(RequestKey, Folded)> = fold(related.iter().filter_map(|key| self.attempts.get(key)))
-            .into_iter()
-            .map(|ask| {
-                let keys =
-                    |attempts: &[&Attempt]| attempts.iter().map(|attempt| Arc::clone(&attempt.identity)).collect();
-                let place = AskPlace::of(&ask, config, widen);
-                let (tries, attaches) = (keys(&ask.tries), keys(&ask.attaches));
-                (Arc::clone(&ask.first().identity), Folded { tries, attaches, place, ..Folded::default() })
-            })
-            .collect();
+        let folded: Vec<(RequestKey, Folded)> =
+            fold(related.iter().filter_map(|key| self.attempts.get(key).map(|attempt| &**attempt)))
+                .into_iter()
+                .map(|ask| {
+                    let keys =
+                        |attempts: &[&Attempt]| attempts.iter().map(|attempt| Arc::clone(&attempt.identity)).collect();
+                    let place = AskPlace::of(&ask, config, widen);
+                    let (tries, attaches) = (keys(&ask.tries), keys(&ask.attaches));
+                    (Arc::clone(&ask.first().identity), Folded { tries, attaches, place, ..Folded::default() })
+                })
+                .collect();
         for (first, mut ask) in folded {
             if let Some(before) = before.get(&first) {
                 ask.knowledge = before.knowledge;
@@ -132,7 +135,7 @@ impl Held {
             self.index.add_ask(&ask.place, &first);
             self.touch_near(&ask.place);
             self.dirty_asks.insert(Arc::clone(&first));
-            self.asks.insert(first, ask);
+            self.asks.insert(first, Box::new(ask));
         }
     }
 
@@ -161,11 +164,15 @@ impl Held {
     fn related(&self, key: &RequestKey) -> BTreeSet<RequestKey> {
         let mut related = BTreeSet::from([Arc::clone(key)]);
         let Some(attempt) = self.attempts.get(key) else { return related };
-        let Some(class) = self.classes.get(&class(attempt)) else { return related };
+        let class = class(attempt);
+        let since = |received: u64| {
+            let first = (class, Arc::new(Identity { received, ..Identity::default() }));
+            self.classes.range(first..).take_while(move |(of, _)| *of == class).map(|(_, key)| key)
+        };
         if makes_or_attaches(attempt) {
-            let of = |key: &&RequestKey| self.attempts.get(*key).is_some_and(Attempt::is_debug);
-            if class.iter().any(|key| of(&key)) {
-                related.extend(class.iter().map(Arc::clone));
+            let is_debug = |key: &RequestKey| self.attempts.get(key).is_some_and(|attempt| attempt.is_debug());
+            if since(0).any(is_debug) {
+                related.extend(since(0).map(Arc::clone));
             }
             return related;
         }
@@ -179,9 +186,7 @@ impl Held {
                 "create" => (at.saturating_sub(RETRY_WITHIN_NS), at, "get"),
                 _ => continue,
             };
-            let first = Identity { received: from, ..Identity::default() };
-            let near = class.range::<Identity, _>(&first..).take_while(|key| key.received <= until);
-            for other in near {
+            for other in since(from).take_while(|key| key.received <= until) {
                 let fits = self
                     .attempts
                     .get(other)
@@ -202,14 +207,8 @@ impl Held {
         for key in ask.tries.iter().chain(&ask.attaches) {
             self.part_of.remove(key);
             if let Some(attempt) = self.attempts.remove(key) {
-                let class = class(&attempt);
-                if let Some(keys) = self.classes.get_mut(&class) {
-                    keys.remove(key);
-                    if keys.is_empty() {
-                        self.classes.remove(&class);
-                    }
-                }
-                removed.push(attempt);
+                self.classes.remove(&(class(&attempt), Arc::clone(key)));
+                removed.push(*attempt);
             }
         }
         removed

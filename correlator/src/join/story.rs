@@ -3,6 +3,7 @@
 use super::Join;
 use super::ask::Ask;
 use super::attempt::RequestKey;
+use super::attic;
 use super::knowledge::AuditState;
 use super::matching::{Bond, Unit};
 use super::root::{Root, RootKey};
@@ -118,6 +119,9 @@ impl Teller<'_> {
         }
         let signature = self.signature(frame, unit, ask, root);
         let tell = join.tells(id, signature, self.moment, probe, &|| self.ready(unit, ask, root));
+        if let Some(root) = root.filter(|_| tell == Tell::Now) {
+            attic::fetch(root, join.attic.as_deref());
+        }
         let draft = (tell == Tell::Now).then(|| self.draft(unit, ask, root, probe)).flatten();
         let draft = draft.map(|mut session| {
             if let (None, Some(root)) = (ask, root) {

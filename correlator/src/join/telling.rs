@@ -195,24 +195,24 @@ impl Teller<'_> {
 
     fn add_root(&self, root: &Root, closed_at: Option<u64>, session: &mut Session) {
         session.root = Some(process(root));
-        session.ran = root
-            .starts
-            .iter()
-            .map(|((time, record), start)| Ran {
-                time: Timestamp(*time),
+        let deeds = root.deeds();
+        session.ran = deeds
+            .starts()
+            .map(|(time, record, start)| Ran {
+                time: Timestamp(time),
                 pid: start.pid,
-                argv: start.program.argv.clone(),
-                filename: start.program.filename.clone(),
-                interpreter: start.program.interpreter.clone(),
-                comm: start.comm.clone(),
+                argv: start.argv,
+                filename: start.filename,
+                interpreter: start.interpreter,
+                comm: start.comm,
                 uid: start.uid,
-                argv_truncated_bytes: start.program.argv_truncated_bytes,
-                after_close: closed_at.is_some_and(|closed| *time > closed),
-                record: record.clone(),
+                argv_truncated_bytes: start.argv_truncated_bytes,
+                after_close: closed_at.is_some_and(|closed| time > closed),
+                record: record.to_owned(),
             })
             .collect();
-        session.ran_not_listed = root.starts_not_kept;
-        session.verdicts = root.verdict_counts();
+        session.ran_not_listed = deeds.starts_not_kept;
+        session.verdicts = deeds.verdict_counts();
         session.attesters = vec![format!("node/{}", root.key.node)];
         session.verdicts_without_detail = self.bulk_counts(root);
     }
@@ -294,8 +294,8 @@ pub(super) fn claims(session: &Session, root: Option<&Root>, recorded: Option<&s
             }
         }
     }
-    let first = root.and_then(Root::first_exec).map(|(_, first)| &first.program);
-    for variable in first.iter().flat_map(|program| &program.environment) {
+    let first = root.and_then(Root::first_exec);
+    for variable in first.iter().flat_map(|(_, first)| &first.environment) {
         let Some((name, value)) = variable.split_once('=') else { continue };
         // What the container's own environment has, every exec inherits: nobody claims it.
         if Some(value) == recorded || said.len() >= 16 || root.is_some_and(|root| root.is_own_value(value)) {
