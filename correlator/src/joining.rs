@@ -316,6 +316,9 @@ impl Work {
         if self.told.0.elapsed() >= TELL_EVERY {
             let counters = self.join.counters();
             tell_refusals(&self.told.1, &counters);
+            if let Some(failure) = self.join.take_attic_failure() {
+                tracing::warn!("no room beside memory for what programs did: {failure}");
+            }
             self.told = (Instant::now(), counters);
         }
         Ok(())
@@ -417,11 +420,11 @@ fn write_note(path: &Path, note: Note) -> io::Result<()> {
 
 fn tell_refusals(before: &Counters, now: &Counters) {
     let refused = |counters: &Counters| {
-        let Counters { refused_requests, refused_roots, refused_pods, given_up, .. } = *counters;
-        [refused_requests, refused_roots, refused_pods, given_up]
+        let Counters { refused_requests, refused_roots, refused_pods, given_up, cut, .. } = *counters;
+        [refused_requests, refused_roots, refused_pods, given_up, cut]
     };
     if refused(before) != refused(now) {
-        let [requests, roots, pods, given_up] = refused(now);
-        tracing::warn!(requests, roots, pods, given_up, "the join is full: turned away since the start");
+        let [requests, roots, pods, given_up, cut] = refused(now);
+        tracing::warn!(requests, roots, pods, given_up, cut, "the join is full: turned away or let go since the start");
     }
 }

@@ -12,7 +12,7 @@ use crate::joining::{Joining, JoiningError};
 use crate::journal::{self, CheckpointError, Journal, JournalOptions, Opened, Signer};
 use crate::listen::{Denied, DeniedError, Door, Limits as DoorLimits, Tls, TlsError, TlsFiles};
 use crate::outlet::{Format, Outlet, OutletError};
-use crate::store::{Limits as StoreLimits, Store, StoreError};
+use crate::store::{DiskAttic, Limits as StoreLimits, Store, StoreError};
 use crate::telemetry::{Metrics, Telemetry, TelemetryError};
 use clap::Args;
 use seclog_journal::{LogError, Recovery};
@@ -111,6 +111,10 @@ pub struct ServeArgs {
     /// Sessions that were told of longer ago are deleted from the store, days.
     #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=36_500))]
     pub store_days: u64,
+    /// Memory for what the programs of sessions did that may still change, bytes. Beyond, that of the longest quiet ones waits on
+    /// the store's disk, in a file that takes at most as many bytes as the store.
+    #[arg(long, value_name = "BYTES", default_value_t = 128 << 20)]
+    pub join_memory: usize,
     /// Where to write sessions; a file is appended to, - is standard output.
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub output: PathBuf,
@@ -240,8 +244,11 @@ async fn run(args: &ServeArgs) -> Result<bool, ServeError> {
     let mut config = Config::new(&args.cluster);
     config.masking = args.mask.as_deref().map(Rules::load).transpose()?.map(Arc::new);
     config.audit_lateness_ns = args.audit_lateness.saturating_mul(SECOND_NS);
+    config.most_deed_bytes = args.join_memory;
+    let mut join = Join::new(config);
     let store = open_store(args, &telemetry)?;
-    let mut joining = Joining::start(Join::new(config), opened.feed, opened.checkpoints, outlet, store, &args.journal)?;
+    join.set_attic(Box::new(DiskAttic::open(&store_directory(args), args.store_bytes)?));
+    let mut joining = Joining::start(join, opened.feed, opened.checkpoints, outlet, store, &args.journal)?;
     let (stop, stopped) = watch::channel(false);
     let (mut intakes, mut input) = Intakes::start(args, &journal, &budget, &telemetry, stopped).await?;
     ready.ready();
@@ -306,8 +313,12 @@ fn open_journal(args: &ServeArgs, telemetry: &Telemetry) -> Result<Opened, Serve
     Ok(opened)
 }
 
+fn store_directory(args: &ServeArgs) -> PathBuf {
+    args.store.clone().unwrap_or_else(|| args.journal.join("store"))
+}
+
 fn open_store(args: &ServeArgs, telemetry: &Telemetry) -> Result<Store, ServeError> {
-    let dir = args.store.clone().unwrap_or_else(|| args.journal.join("store"));
+    let dir = store_directory(args);
     let age_ns = args.store_days.saturating_mul(86_400).saturating_mul(SECOND_NS);
     let store = Store::open(&dir, &args.cluster, StoreLimits { bytes: args.store_bytes, age_ns })?;
     store.register(telemetry);

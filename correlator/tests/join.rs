@@ -7,7 +7,10 @@ mod support;
 use proptest::prelude::*;
 use seclog_correlator::join::session::{Evidence, Kind, Outcome, Session, State};
 use seclog_correlator::join::{Config, Input, Join, Source};
+use seclog_proto::v1::ProcessStart;
+use seclog_proto::v1::node_record::Detail;
 use std::collections::BTreeSet;
+use support::attic::MemoryAttic;
 use support::scene::{BASE, Kept, MS, SECOND, ask, debug, nameless, node_loss, pod_status, tree};
 
 fn joined(inputs: impl IntoIterator<Item = Input>) -> Vec<Session> {
@@ -404,6 +407,61 @@ fn a_full_join_counts_what_it_turns_away() {
     assert_eq!((counters.refused_requests, counters.refused_roots), (4, 8));
 }
 
+/// One open session of `programs` programs, with as little memory as the attic allows.
+fn crammed(attic: &MemoryAttic, programs: u32) -> Live {
+    let mut live = Live::new();
+    live.join = Join::new(Config { most_deed_bytes: 1_000, ..Config::new("guest") });
+    live.join.set_attic(Box::new(attic.clone()));
+    live.now(BASE);
+    live.feed(ask("alice", &["sh"], BASE).stages().into_iter().take(1));
+    live.feed(tree(100, &["sh"], BASE + 200 * MS).inputs().into_iter().take(1));
+    let record = |number: u32| {
+        let argv = ["cat", "/etc/hostname"].map(str::to_owned).to_vec();
+        let start = ProcessStart { filename: "/bin/cat".to_owned(), argv, ..ProcessStart::default() };
+        let Input::Node { node, mut record } = tree(100, &["sh"], BASE + 200 * MS).inputs().remove(0) else { panic!() };
+        record.id = format!("{}-{number}", record.id);
+        (record.pid, record.start_boottime_ns) = (200 + number, record.start_boottime_ns + 1);
+        record.time_unix_ns = BASE + SECOND + u64::from(number) * MS;
+        record.detail = Some(Detail::ProcessStart(start));
+        Input::Node { node, record }
+    };
+    live.feed((0..programs).map(record));
+    live
+}
+
+fn closed(live: &mut Live) -> Vec<Session> {
+    live.feed([ask("alice", &["sh"], BASE).stage("ResponseComplete", BASE + 5 * SECOND)]);
+    live.now(BASE + 20 * SECOND)
+}
+
+#[test]
+fn where_neither_memory_nor_attic_has_room_sessions_say_how_many_programs_are_not_listed() {
+    let attic = MemoryAttic::default();
+    attic.0.lock().unwrap().is_full = true;
+    let mut live = crammed(&attic, 50);
+    let told = live.now(BASE + 4 * SECOND);
+    assert_eq!((told[0].ran.len(), told[0].ran_not_listed), (51, 0), "what was told is told");
+    let counters = live.join.counters();
+    assert_eq!((counters.attic_failures, counters.cut, counters.put_away), (1, 1, 0));
+    assert_eq!(live.join.take_attic_failure().as_deref(), Some("no room"));
+    assert!(live.join.deed_bytes() <= 2_000, "{}", live.join.deed_bytes());
+    let told = closed(&mut live);
+    assert_eq!((told[0].ran.len(), told[0].ran_not_listed), (0, 51));
+    assert_eq!((told[0].evidence, told[0].state), (Evidence::Unique, State::Closed), "whose it is does not rest on it");
+}
+
+#[test]
+fn an_attic_that_lost_what_was_in_it_costs_the_list_and_nothing_else() {
+    let attic = MemoryAttic::default();
+    let mut live = crammed(&attic, 50);
+    let told = live.now(BASE + 4 * SECOND);
+    assert_eq!((told[0].ran.len(), told[0].ran_not_listed), (51, 0));
+    assert_eq!((live.join.counters().put_away, live.join.deed_bytes()), (1, 0));
+    attic.0.lock().unwrap().held.clear();
+    let told = closed(&mut live);
+    assert_eq!((told[0].ran.len(), told[0].ran_not_listed, told[0].evidence), (0, 51, Evidence::Unique));
+}
+
 // === Order ===
 
 /// A bit of everything, several of it in the same container at the same time.
@@ -474,5 +532,40 @@ proptest! {
         }
         shuffled.extend(again);
         prop_assert_eq!(joined(shuffled), joined(scene()));
+    }
+
+    #[test]
+    fn without_memory_for_what_programs_did_the_same_revisions_are_told(
+        order in order(),
+        clock in proptest::collection::vec(0u64..4000, 20..40),
+    ) {
+        let mut inputs: Vec<Option<(Input, Input)>> = scene().into_iter().zip(scene()).map(Some).collect();
+        let mut clock = clock;
+        clock.sort_unstable();
+        let mut ticks = clock.into_iter();
+        let attic = MemoryAttic::default();
+        let mut tight = Join::new(Config { most_deed_bytes: 0, ..Config::new("guest") });
+        tight.set_attic(Box::new(attic.clone()));
+        let mut roomy = Join::new(Config { most_deed_bytes: usize::MAX, ..Config::new("guest") });
+        for at in order {
+            let tick = ticks.next().map(|tick| BASE + tick * SECOND);
+            let tick = tick.map(|tick| (Input::Now(tick), Input::Now(tick)));
+            for (one, other) in inputs[at].take().into_iter().chain(tick) {
+                prop_assert_eq!(tight.apply(one), roomy.apply(other));
+                prop_assert_eq!(tight.take_findings(), roomy.take_findings());
+            }
+        }
+        let (one, other) = (tight.finish(), roomy.finish());
+        prop_assert_eq!(one, other);
+        prop_assert!(tight.counters().put_away > 0, "the attic was used");
+        prop_assert_eq!(roomy.counters().put_away, 0);
+        // Late by more than the horizon: everything is let go, and nothing stays behind.
+        for after in [4000u64, 6000, 100_000] {
+            for join in [&mut tight, &mut roomy] {
+                join.apply(Input::Now(BASE + after * SECOND));
+            }
+        }
+        prop_assert_eq!(attic.0.lock().unwrap().held.len(), 0);
+        prop_assert_eq!((tight.deed_bytes(), roomy.deed_bytes()), (0, 0));
     }
 }

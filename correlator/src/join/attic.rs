@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub type Slot = i64;
 
 /// It is part of the join's memory: what is in it is of no use after a restart. Its errors are texts, for a log.
-pub trait Attic: Debug + Send + Sync {
+pub trait Attic: Debug + Send {
     /// All or none of them.
     ///
     /// # Errors
@@ -27,8 +27,8 @@ pub trait Attic: Debug + Send + Sync {
 
 /// So many are put at once.
 const BATCH: usize = 256;
-/// What is smaller takes more room as an entry elsewhere.
-const WORTHWHILE: usize = 512;
+/// How soon lists are cut again.
+const CUT_EVERY_NS: u64 = 2_000_000_000;
 
 impl Join {
     /// What memory has no room for waits there from now on.
@@ -53,33 +53,36 @@ impl Join {
 
     /// Puts the deeds away that nothing was heard of for longest, until a quarter of the room is free.
     pub(super) fn make_room(&mut self) {
-        if self.deed_bytes <= self.config.most_deed_bytes {
+        let most = self.config.most_deed_bytes;
+        let is_too_much = self.deed_bytes > most.saturating_mul(2);
+        // Where no room could be made, it is not tried again at once: it takes a look at every root.
+        let patience = if is_too_much { CUT_EVERY_NS } else { self.config.sweep_every_ns };
+        let waits = self.tight_since.is_some_and(|since| self.now.saturating_sub(since) < patience);
+        if self.deed_bytes <= most || waits {
             return;
         }
         let mut oldest: Vec<(u64, Arc<RootKey>)> = self
             .roots
             .values()
-            .filter(|rooted| rooted.root.deed_bytes() >= WORTHWHILE)
+            .filter(|rooted| rooted.root.deed_bytes() > 0)
             .map(|rooted| (rooted.root.arrived, Arc::clone(&rooted.root.key)))
             .collect();
         oldest.sort_unstable();
-        let enough = self.config.most_deed_bytes / 4 * 3;
+        let mut attic_takes = self.attic.is_some();
         for batch in oldest.chunks(BATCH) {
-            if self.deed_bytes <= enough {
-                return;
+            if self.deed_bytes <= most / 4 * 3 {
+                break;
             }
-            if !self.put_away(batch) && self.deed_bytes > self.config.most_deed_bytes.saturating_mul(2) {
+            attic_takes = attic_takes && self.put_away(batch);
+            if !attic_takes && self.deed_bytes > most.saturating_mul(2) {
                 self.cut(batch);
             }
         }
+        self.tight_since = (self.deed_bytes > most).then_some(self.now);
     }
 
     fn put_away(&mut self, batch: &[(u64, Arc<RootKey>)]) -> bool {
         let Some(attic) = &mut self.attic else { return false };
-        // One failure is enough until the next time.
-        if self.attic_failure.is_some() {
-            return false;
-        }
         let packed: Vec<(&Arc<RootKey>, Vec<u8>)> = batch
             .iter()
             .filter_map(|(_, key)| Some((key, postcard::to_allocvec(self.roots.get(key)?.root.deeds()).ok()?)))

@@ -91,9 +91,9 @@ impl Deeds {
         Self { starts_not_kept: listed, ..Self::default() }
     }
 
-    /// The bytes that it takes, near enough.
+    /// The bytes that it takes besides itself, near enough.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.bytes
+        self.bytes
     }
 
     /// Counts them anew.
@@ -303,10 +303,15 @@ impl Deeds {
         self.processes.values().filter(|seen| **seen == (true, false)).count()
     }
 
-    /// Lets go of the list of programs, and counts them.
+    /// Lets go of the list of programs, and of what is only needed for it; all of it is counted.
     pub(super) fn cut(&mut self) {
         self.starts_not_kept = self.starts_not_kept.saturating_add(self.starts.len() as u64);
         self.starts.clear();
+        for said in std::mem::take(&mut self.verdicts).into_values() {
+            *self.verdicts_not_kept.entry(said).or_default() += 1;
+        }
+        self.verdict_of.clear();
+        self.loose.clear();
         self.weigh();
     }
 }

@@ -116,6 +116,8 @@ pub struct Join {
     /// Why it failed of late.
     pub(super) attic_failure: Option<String>,
     pub(super) deed_bytes: usize,
+    /// When it was found that no room can be made.
+    pub(super) tight_since: Option<u64>,
 }
 
 impl Join {
@@ -158,6 +160,7 @@ impl Join {
             attic: None,
             attic_failure: None,
             deed_bytes: 0,
+            tight_since: None,
         }
     }
 

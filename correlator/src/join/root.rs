@@ -6,7 +6,8 @@ use super::attic::Slot;
 use super::deeds::{self, Deeds, Start};
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{self, NodeRecord};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::cell::OnceCell;
+use std::sync::{Arc, LazyLock};
 use uuid::Uuid;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,7 +73,7 @@ pub(super) struct Root {
     deeds: Option<Box<Deeds>>,
     away: Option<Away>,
     /// What is away, while it is told of.
-    lent: OnceLock<Box<Deeds>>,
+    lent: OnceCell<Box<Deeds>>,
     /// What its container was started with, where the node knows it.
     facts: Option<Box<v1::ContainerFacts>>,
     /// A verdict came, and one of a program that was executed.
@@ -112,7 +113,7 @@ impl Root {
             first: None,
             deeds: None,
             away: None,
-            lent: OnceLock::new(),
+            lent: OnceCell::new(),
             facts: None,
             has_verdicts: (false, false),
             running: 0,

@@ -14,6 +14,7 @@
 //! The format's version is SQLite's `user_version`; the tables are in schema.sql.
 
 mod activity;
+mod attic;
 mod facts;
 mod held;
 mod query;
@@ -23,6 +24,7 @@ mod schema;
 mod writer;
 
 pub use activity::Activity;
+pub use attic::DiskAttic;
 pub use held::HoldingCounts;
 pub use query::{Filter, Found, Page, Pattern, Reader, Revision, Told};
 pub use retention::{Deleted, Limits};

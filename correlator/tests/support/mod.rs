@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod attic;
 pub(crate) mod client;
 pub(crate) mod journal;
 pub(crate) mod kube_api;
