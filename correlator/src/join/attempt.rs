@@ -20,7 +20,8 @@ pub(super) struct Attempt {
     /// Of the session that it would be alone.
     pub(super) id: Uuid,
     pub(super) identity: RequestKey,
-    pub(super) user: User,
+    /// Shared by all requests of one user as it was.
+    pub(super) user: Arc<User>,
     pub(super) verb: String,
     pub(super) access: Access,
     /// In the order of stages: two or three.
@@ -71,7 +72,7 @@ impl Attempt {
         Self {
             id,
             identity: Arc::new(identity),
-            user,
+            user: Arc::new(user),
             verb,
             access,
             stages: vec![(stage, StageFact { time: stage_time, code })],

@@ -52,13 +52,28 @@ pub(super) struct Move {
     pub(super) by: u32,
 }
 
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Packed {
+    time: u64,
+    id: Box<str>,
+    /// A [`Start`].
+    bytes: Box<[u8]>,
+}
+
+impl Packed {
+    fn key(&self) -> (u64, &str) {
+        (self.time, &self.id)
+    }
+}
+
 /// What became of a verdict: its syscall and outcome, by number in [`Deeds::kinds`].
 type KindNumber = u16;
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Deeds {
-    /// By time and record id, each packed: a program takes a fifth so.
-    starts: BTreeMap<(u64, Box<str>), Box<[u8]>>,
+    /// In the order of time and record id, each packed: a program takes a fifth so. Sorted lists, here and below, since most
+    /// roots have one program, for which a map's node is eleven times too large; what comes is mostly the latest.
+    starts: Vec<Packed>,
     pub(super) starts_not_kept: u64,
     /// Mount namespaces that its programs entered: whose, and the first record of it.
     pub(super) entered_others: BTreeMap<String, (u64, String)>,
@@ -71,19 +86,19 @@ pub(super) struct Deeds {
     loose: BTreeMap<u64, (u64, u32)>,
     /// Syscall and outcome.
     kinds: Vec<(Box<str>, Box<str>)>,
-    /// By hash of the verdict's id.
-    verdicts: BTreeMap<u64, KindNumber>,
+    /// In the order of hashes of the verdicts' ids.
+    verdicts: Vec<(u64, KindNumber)>,
     verdicts_not_kept: BTreeMap<KindNumber, u64>,
-    /// By process (start, pid) whether a start of it was seen, and its exit.
-    processes: BTreeMap<(u64, u32), (bool, bool)>,
+    /// In the order of start and pid, whether a start of it was seen, and its exit.
+    processes: Vec<((u64, u32), (bool, bool))>,
     /// What it takes but for itself, near enough.
     #[serde(skip)]
     bytes: usize,
 }
 
-/// What an entry of a map takes, in a node that is two thirds full: of two small numbers, and of texts without the text.
+/// What an entry of a list that is two thirds full takes: of small numbers, and of texts without the text.
 const SMALL: usize = 32;
-const ENTRY: usize = 96;
+const ENTRY: usize = 64;
 
 impl Deeds {
     /// Of a list that cannot be read any more.
@@ -98,7 +113,7 @@ impl Deeds {
 
     /// Counts them anew.
     pub(super) fn weigh(&mut self) {
-        let starts: usize = self.starts.iter().map(|((_, id), packed)| ENTRY + id.len() + packed.len()).sum();
+        let starts: usize = self.starts.iter().map(|start| ENTRY + start.id.len() + start.bytes.len()).sum();
         let moves: usize = self.moves.iter().map(|(id, moved)| ENTRY * 2 + id.len() + moved.to_path.len()).sum();
         let small = self.verdicts.len() + self.verdict_of.len() + self.loose.len() + self.processes.len();
         self.bytes = starts + moves + small * SMALL + (self.kinds.len() + self.entered_others.len()) * ENTRY;
@@ -114,31 +129,29 @@ impl Deeds {
     }
 
     pub(super) fn first_record(&self) -> Option<&str> {
-        self.starts.keys().next().map(|(_, id)| &**id)
+        self.starts.first().map(|start| &*start.id)
     }
 
     /// By time and record id.
     pub(super) fn starts(&self) -> impl Iterator<Item = (u64, &str, Start)> {
-        self.starts.iter().filter_map(|((time, id), packed)| {
-            // What was packed here is unpacked; what came back damaged was not taken.
-            Some((*time, &**id, postcard::from_bytes(packed).ok()?))
-        })
+        // What was packed here can be unpacked; what came back damaged was not taken.
+        self.starts.iter().filter_map(|start| Some((start.time, &*start.id, postcard::from_bytes(&start.bytes).ok()?)))
     }
 
     /// True where its process is seen to run from now on. The root's own exec is kept even when the rest came first.
     pub(super) fn add_start(&mut self, time: u64, id: &str, start: &Start, config: &Config) -> bool {
-        let key = (time, Box::from(id));
-        if self.starts.len() >= config.starts_per_root && !start.is_session_root && !self.starts.contains_key(&key) {
-            self.starts_not_kept += 1;
-            return false;
-        }
-        match postcard::to_allocvec(start) {
-            Ok(packed) => {
-                let bytes = ENTRY + id.len() + packed.len();
-                let before = self.starts.insert(key, packed.into_boxed_slice());
-                self.bytes += if before.is_none() { bytes } else { 0 };
+        let found = self.starts.binary_search_by(|known| known.key().cmp(&(time, id)));
+        let is_full = self.starts.len() >= config.starts_per_root && !start.is_session_root;
+        match (found, postcard::to_allocvec(start)) {
+            (Ok(at), Ok(bytes)) => self.starts[at].bytes = bytes.into_boxed_slice(),
+            (Err(at), Ok(bytes)) if !is_full => {
+                self.bytes += ENTRY + id.len() + bytes.len();
+                insert(&mut self.starts, at, Packed { time, id: id.into(), bytes: bytes.into_boxed_slice() });
             }
-            Err(_) => self.starts_not_kept += 1,
+            _ => {
+                self.starts_not_kept += 1;
+                return false;
+            }
         }
         let known = self.process((start.start_boottime_ns, start.pid));
         let began = *known == (false, false);
@@ -149,7 +162,8 @@ impl Deeds {
     /// True where a process that was seen to run has ended.
     pub(super) fn add_exit(&mut self, process: (u64, u32), config: &Config) -> bool {
         // More exits than starts that are kept tell nothing that is asked for.
-        if self.processes.len() >= config.starts_per_root * 4 && !self.processes.contains_key(&process) {
+        let is_full = self.processes.len() >= config.starts_per_root * 4;
+        if is_full && self.processes.binary_search_by_key(&process, |(process, _)| *process).is_err() {
             return false;
         }
         let known = self.process(process);
@@ -159,11 +173,12 @@ impl Deeds {
     }
 
     fn process(&mut self, process: (u64, u32)) -> &mut (bool, bool) {
-        let bytes = &mut self.bytes;
-        self.processes.entry(process).or_insert_with(|| {
-            *bytes += SMALL;
-            (false, false)
-        })
+        let at = self.processes.binary_search_by_key(&process, |(process, _)| *process).unwrap_or_else(|at| {
+            self.bytes += SMALL;
+            insert(&mut self.processes, at, (process, (false, false)));
+            at
+        });
+        &mut self.processes[at].1
     }
 
     pub(super) fn add_entered(&mut self, whose: &str, time: u64, record: &str, config: &Config) {
@@ -207,31 +222,27 @@ impl Deeds {
             self.loose.insert(id, process);
         }
         let said = self.kind(&verdict.syscall_name, &verdict.outcome);
-        match self.verdicts.get(&id) {
+        match self.verdicts.binary_search_by_key(&id, |(id, _)| *id) {
             // The same record again, perhaps completed since.
-            Some(known) => {
-                if self.rank(said) > self.rank(*known) {
-                    self.verdicts.insert(id, said);
+            Ok(at) => {
+                if self.rank(said) > self.rank(self.verdicts[at].1) {
+                    self.verdicts[at].1 = said;
                 }
             }
-            None if self.verdicts.len() < config.verdicts_per_root => drop(self.verdicts.insert(id, said)),
-            None => *self.verdicts_not_kept.entry(said).or_default() += 1,
+            Err(at) if self.verdicts.len() < config.verdicts_per_root => insert(&mut self.verdicts, at, (id, said)),
+            Err(_) => *self.verdicts_not_kept.entry(said).or_default() += 1,
         }
     }
 
     fn kind(&mut self, syscall: &str, outcome: &str) -> KindNumber {
         let known = self.kinds.iter().position(|kind| *kind.0 == *syscall && *kind.1 == *outcome);
+        // No kernel has so many: the rest is counted together, without a name.
+        let (syscall, outcome) = if self.kinds.len() < MOST_KINDS { (syscall, outcome) } else { ("", "") };
+        let known = known.or_else(|| self.kinds.iter().position(|kind| *kind.0 == *syscall && *kind.1 == *outcome));
         let at = known.unwrap_or_else(|| {
-            if self.kinds.len() >= MOST_KINDS {
-                // No kernel has so many: they are counted together, without a name.
-                return 0;
-            }
-            if self.kinds.len() + 1 == MOST_KINDS {
-                self.kinds.push(Default::default());
-            } else {
-                self.kinds.push((syscall.into(), outcome.into()));
-            }
-            self.kinds.len() - 1
+            let at = self.kinds.len();
+            insert(&mut self.kinds, at, (syscall.into(), outcome.into()));
+            at
         });
         KindNumber::try_from(at).unwrap_or_default()
     }
@@ -249,7 +260,7 @@ impl Deeds {
 
     pub(super) fn verdict_counts(&self) -> Vec<VerdictCount> {
         let mut counts = self.verdicts_not_kept.clone();
-        for said in self.verdicts.values() {
+        for (_, said) in &self.verdicts {
             *counts.entry(*said).or_default() += 1;
         }
         let counts = counts.into_iter().map(|(kind, count)| {
@@ -284,13 +295,8 @@ impl Deeds {
 
     /// Keeps of it what is of the root itself. How many of its processes run.
     pub(super) fn trim(&mut self, own: (u64, u32)) -> usize {
-        let of_root: BTreeSet<(u64, Box<str>)> = self
-            .starts()
-            .filter(|(.., start)| start.is_session_root)
-            .map(|(time, id, _)| (time, Box::from(id)))
-            .collect();
-        self.starts.retain(|key, _| of_root.contains(key));
-        self.processes.retain(|process, (started, _)| {
+        self.starts.retain(|start| postcard::from_bytes(&start.bytes).is_ok_and(|start: Start| start.is_session_root));
+        self.processes.retain_mut(|(process, (started, _))| {
             *started &= *process == own;
             *process == own
         });
@@ -300,14 +306,14 @@ impl Deeds {
         self.verdicts_not_kept.clear();
         self.kinds.clear();
         self.weigh();
-        self.processes.values().filter(|seen| **seen == (true, false)).count()
+        self.processes.iter().filter(|(_, seen)| *seen == (true, false)).count()
     }
 
     /// Lets go of the list of programs, and of what is only needed for it; all of it is counted.
     pub(super) fn cut(&mut self) {
         self.starts_not_kept = self.starts_not_kept.saturating_add(self.starts.len() as u64);
         self.starts.clear();
-        for said in std::mem::take(&mut self.verdicts).into_values() {
+        for (_, said) in std::mem::take(&mut self.verdicts) {
             *self.verdicts_not_kept.entry(said).or_default() += 1;
         }
         self.verdict_of.clear();
@@ -322,6 +328,14 @@ const MOST_KINDS: usize = 1_024;
 /// The program that it is about was executed, and its start is known.
 pub(super) fn is_of_executed(verdict: &v1::Verdict) -> bool {
     verdict.outcome == "executed" && !verdict.target_id.is_empty()
+}
+
+/// The first takes no more room than it needs.
+fn insert<T>(all: &mut Vec<T>, at: usize, one: T) {
+    if all.is_empty() {
+        all.reserve_exact(1);
+    }
+    all.insert(at, one);
 }
 
 fn hash(id: &str) -> u64 {

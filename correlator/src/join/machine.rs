@@ -19,7 +19,7 @@ use super::session::{BulkCount, LossNote, Session};
 use super::skew::Skews;
 use super::spo::SpoLines;
 use super::{Config, Counters, Input, Route, Source, ids, masked};
-use crate::audit::{AccessEvent, Digest, MonitoringChange, PodFact};
+use crate::audit::{AccessEvent, Digest, MonitoringChange, PodFact, User};
 use crate::timestamp::Timestamp;
 use seclog_proto::v1::NodeRecord;
 use seclog_proto::v1::node_record::Detail;
@@ -78,6 +78,8 @@ pub struct Join {
     pub(super) written: HashMap<Uuid, Box<super::evaluate::Written>>,
     pub(super) identifiers: Identifiers,
     pub(super) containers: Containers,
+    /// Each user as it was is held once: there are few, and much is known of each.
+    pub(super) users: BTreeSet<Arc<User>>,
     /// The boot id that each node last spoke of.
     boots: HashMap<Arc<str>, Arc<str>>,
     /// Counts without detail of containers whose names are not known yet.
@@ -132,6 +134,7 @@ impl Join {
             written: HashMap::new(),
             identifiers: Identifiers::default(),
             containers: Containers::default(),
+            users: BTreeSet::new(),
             boots: HashMap::new(),
             nameless_counts: VecDeque::new(),
             pods: Pods::default(),
@@ -657,7 +660,11 @@ impl Join {
                     return;
                 }
                 self.requests += 1;
-                let attempt = Attempt::new(id, event, route, self.now);
+                let mut attempt = Attempt::new(id, event, route, self.now);
+                match self.users.get(&attempt.user) {
+                    Some(known) => attempt.user = Arc::clone(known),
+                    None => drop(self.users.insert(Arc::clone(&attempt.user))),
+                }
                 let (key, uid) = (Arc::clone(&attempt.identity), known_uid(&attempt));
                 held.attempts.insert(Arc::clone(&key), Box::new(attempt));
                 (key, None, uid)

@@ -127,6 +127,7 @@ impl Join {
         }
         let heard_of = self.now.saturating_sub(self.config.longest_ns);
         self.containers.forget_before(heard_of);
+        self.users.retain(|user| Arc::strong_count(user) > 1);
         // Where a stream never comes again, nobody waits for it for ever.
         for waits in [&mut self.waits_for_nodes, &mut self.waits_for_audit] {
             while waits.first().is_some_and(|(until, _)| *until < long_ago) {
