@@ -156,7 +156,7 @@ impl Join {
                     let key = Arc::clone(&members.roots[at]);
                     let (Some(root), Some(rooted)) = (self.unretired(&key), self.roots.get(&key)) else { continue };
                     let skew = self.skews.of(&key.node);
-                    let near = pod.held.index.asks_near(rooted.place(), &self.config, widen).filter_map(|key| {
+                    let near = pod.held.index.asks_near(&rooted.place, &self.config, widen).filter_map(|key| {
                         let ask = pod.ask(key)?;
                         let recorded = |uid: &str| self.identifiers.requests(uid) > 0;
                         Some((key, fit(&ask, root, &self.config, skew, recorded)?))

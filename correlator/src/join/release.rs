@@ -1,8 +1,10 @@
 //! Letting go: what is finished and has been quiet for a while, and what has gone on for too long.
 
 use super::Join;
+use super::attempt::RequestKey;
 use super::attic;
 use super::machine::Element;
+use super::root::RootKey;
 use super::scope::Scope;
 use super::story::Story;
 use std::collections::{HashMap, VecDeque};
@@ -151,6 +153,56 @@ impl Join {
         let over: Vec<_> = over.map(|rooted| Arc::clone(&rooted.root.key)).collect();
         for key in over {
             self.remove_root(&key);
+        }
+    }
+    /// Takes a root out of everything.
+    pub(super) fn remove_root(&mut self, key: &Arc<RootKey>) {
+        let Some(rooted) = self.roots.remove(key) else { return };
+        self.deeds_changed(rooted.root.deed_bytes(), 0);
+        if let (Some(slot), Some(attic)) = (rooted.root.slot(), &mut self.attic) {
+            attic.remove(slot);
+        }
+        if let Some(at) = rooted.release_at {
+            self.release.remove(&(at, Element::Root(Arc::clone(key))));
+        }
+        for uid in &rooted.identifiers {
+            self.identifiers.forget_root(uid, key);
+        }
+        if let Some(held) = self.scopes.get_mut(&rooted.scope) {
+            held.index.remove_root(&rooted.place, key);
+            held.roots.remove(key);
+            held.mains.remove(key);
+            held.dirty_roots.remove(key);
+        }
+        self.gone.add(rooted.root.id, self.now);
+    }
+
+    /// Takes an ask with all its requests out of everything. `undecided`: the roots that it fits lose a candidate.
+    pub(super) fn remove_ask(&mut self, scope: &Arc<Scope>, first: &RequestKey, undecided: bool) {
+        let Some(held) = self.scopes.get_mut(scope) else { return };
+        if let Some(ask) = held.asks.get(first) {
+            if let Some(at) = ask.release_at {
+                self.release.remove(&(at, Element::Ask(Arc::clone(scope), Arc::clone(first))));
+            }
+            if undecided {
+                let near: Vec<Arc<RootKey>> = held.index.roots_near(&ask.place).map(Arc::clone).collect();
+                for key in near {
+                    if let Some(rooted) = self.roots.get_mut(&key) {
+                        rooted.root.lost_candidates = true;
+                    }
+                }
+            }
+        }
+        held.dirty_asks.remove(first);
+        for attempt in held.remove_ask(first) {
+            self.requests -= 1;
+            if let Some(uid) = attempt.spo_uid() {
+                self.identifiers.forget_request(uid, scope, &attempt.identity);
+            }
+            for digest in attempt.digests() {
+                self.events.remove(digest);
+            }
+            self.gone.add(attempt.id, self.now);
         }
     }
 }
