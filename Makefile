@@ -29,7 +29,7 @@ bench: setup
 	cargo bench -p seclog-tests --bench delivery
 
 soak: build
-	SECLOG_SOAK=1 cargo test --workspace --test delivery --test kills_in_mid_session --test fork_bomb --test node_entries --test privileged_entries -- --test-threads=1
+	SECLOG_SOAK=1 cargo test --workspace --test delivery --test kills_in_mid_session --test fork_bomb --test node_entries --test privileged_entries --test memory -- --test-threads=1
 
 fuzz:
 	fuzz/run.sh 600

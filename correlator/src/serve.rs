@@ -7,7 +7,7 @@ use crate::intake::stdin::{self, StdinError};
 use crate::intake::trail::{Trail, TrailError, TrailOptions};
 use crate::intake::webhook::{Limits, Webhook, WebhookError};
 use crate::intake::{Budget, Kind, SpoIntake, file};
-use crate::join::{Config, Join, Route};
+use crate::join::{Config, DEFAULT_MEMORY, Join, Route};
 use crate::joining::{Joining, JoiningError};
 use crate::journal::{self, CheckpointError, Journal, JournalOptions, Opened, Signer};
 use crate::listen::{Denied, DeniedError, Door, Limits as DoorLimits, Tls, TlsError, TlsFiles};
@@ -111,9 +111,10 @@ pub struct ServeArgs {
     /// Sessions that were told of longer ago are deleted from the store, days.
     #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=36_500))]
     pub store_days: u64,
-    /// Memory for what the programs of sessions did that may still change, bytes. Beyond, that of the longest quiet ones waits on
-    /// the store's disk, in a file that takes at most as many bytes as the store.
-    #[arg(long, value_name = "BYTES", default_value_t = 128 << 20)]
+    /// Memory for sessions that may still change, bytes. What the programs of the longest quiet ones did waits on the store's disk
+    /// when it takes more than a quarter of that, in a file of at most as many bytes as the store; requests and processes for
+    /// which there is no room are turned away and counted.
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MEMORY)]
     pub join_memory: usize,
     /// Where to write sessions; a file is appended to, - is standard output.
     #[arg(long, value_name = "FILE", default_value = "-")]
@@ -244,7 +245,7 @@ async fn run(args: &ServeArgs) -> Result<bool, ServeError> {
     let mut config = Config::new(&args.cluster);
     config.masking = args.mask.as_deref().map(Rules::load).transpose()?.map(Arc::new);
     config.audit_lateness_ns = args.audit_lateness.saturating_mul(SECOND_NS);
-    config.most_deed_bytes = args.join_memory;
+    config.set_memory(args.join_memory);
     let mut join = Join::new(config);
     let store = open_store(args, &telemetry)?;
     join.set_attic(Box::new(DiskAttic::open(&store_directory(args), args.store_bytes)?));

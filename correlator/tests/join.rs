@@ -6,7 +6,7 @@ mod support;
 
 use proptest::prelude::*;
 use seclog_correlator::join::session::{Evidence, Kind, Outcome, Session, State};
-use seclog_correlator::join::{Config, Input, Join, Source};
+use seclog_correlator::join::{Config, Input, Join, REQUEST_BYTES, Source};
 use seclog_proto::v1::ProcessStart;
 use seclog_proto::v1::node_record::Detail;
 use std::collections::BTreeSet;
@@ -394,7 +394,7 @@ fn main_processes_keep_only_their_identity_and_probes_go_first() {
 
 #[test]
 fn a_full_join_counts_what_it_turns_away() {
-    let mut join = Join::new(Config { max_roots: 1, max_requests: 1, ..Config::new("guest") });
+    let mut join = Join::new(Config { most_element_bytes: REQUEST_BYTES + 1, ..Config::new("guest") });
     for number in 0..3 {
         for input in ask("alice", &["sh"], BASE + number).stages() {
             join.apply(input);

@@ -13,6 +13,7 @@ impl Join {
     pub(super) fn audit_event(&mut self, route: Route, event: AccessEvent) {
         self.counters.audit_events += 1;
         let digest = event.digest;
+        let has_room = self.has_room();
         let scope = Scope::Pod { namespace: event.access.namespace.clone(), pod: event.access.pod.clone() };
         let scope = match self.scopes.get_key_value(&scope) {
             Some((known, _)) => Arc::clone(known),
@@ -35,7 +36,7 @@ impl Join {
                     self.counters.late += 1;
                     return;
                 }
-                if self.requests >= self.config.max_requests {
+                if !has_room {
                     self.counters.refused_requests += 1;
                     return;
                 }

@@ -49,8 +49,9 @@ pub struct Config {
     /// What the programs of sessions did takes so many bytes of memory at most, near enough: beyond, the oldest wait in the
     /// attic, and where there is none or it is full, lists of programs are let go at twice as many.
     pub most_deed_bytes: usize,
-    pub max_requests: usize,
-    pub max_roots: usize,
+    /// Requests and roots take so many bytes at most besides, going by [`REQUEST_BYTES`] and [`ROOT_BYTES`]: beyond, new ones are
+    /// turned away and counted.
+    pub most_element_bytes: usize,
     pub max_pods: usize,
     pub max_containers: usize,
     pub max_losses: usize,
@@ -70,8 +71,20 @@ pub struct Config {
 }
 
 const SECOND: u64 = 1_000_000_000;
+/// Bytes that an open request takes, with everything that is kept because of it; what was measured, rounded up
+/// (correlator/tests/memory.rs).
+pub const REQUEST_BYTES: usize = 2_500;
+/// The same of a root, without what its programs did.
+pub const ROOT_BYTES: usize = 3_500;
+pub const DEFAULT_MEMORY: usize = 512 << 20;
 
 impl Config {
+    /// Memory of the join, bytes: a quarter is for what programs did.
+    pub fn set_memory(&mut self, bytes: usize) {
+        self.most_deed_bytes = bytes / 4;
+        self.most_element_bytes = bytes / 4 * 3;
+    }
+
     pub fn new(cluster: impl Into<String>) -> Self {
         Self {
             cluster: cluster.into(),
@@ -94,9 +107,8 @@ impl Config {
             horizon_ns: 900 * SECOND,
             longest_ns: 86_400 * SECOND,
             sweep_every_ns: 20 * SECOND,
-            most_deed_bytes: 128 << 20,
-            max_requests: 1_000_000,
-            max_roots: 1_000_000,
+            most_deed_bytes: DEFAULT_MEMORY / 4,
+            most_element_bytes: DEFAULT_MEMORY / 4 * 3,
             max_pods: 200_000,
             max_containers: 200_000,
             max_losses: 10_000,

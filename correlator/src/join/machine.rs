@@ -5,6 +5,7 @@ use super::attempt::RequestKey;
 use super::attic::Attic;
 use super::checks::Checks;
 use super::concluded::Concluded;
+use super::config::{REQUEST_BYTES, ROOT_BYTES};
 use super::finding::{Code, Finding, FindingNote};
 use super::identifiers::Identifiers;
 use super::knowledge::{Loss, Losses, Pods, Watermarks};
@@ -241,6 +242,11 @@ impl Join {
             masked::pod(rules, &mut fact);
         }
         fact
+    }
+
+    /// There is room for one request or root more.
+    pub(super) fn has_room(&self) -> bool {
+        self.requests * REQUEST_BYTES + self.roots.len() * ROOT_BYTES < self.config.most_element_bytes
     }
 
     pub fn counters(&self) -> Counters {

@@ -44,7 +44,7 @@ mod spo;
 mod story;
 mod telling;
 
-pub use config::Config;
+pub use config::{Config, DEFAULT_MEMORY, REQUEST_BYTES, ROOT_BYTES};
 pub use input::{Input, Route, Source};
 pub use machine::Join;
 

@@ -88,7 +88,7 @@ impl Join {
             self.counters.late += 1;
             return;
         }
-        if self.roots.len() >= self.config.max_roots {
+        if !self.has_room() {
             self.counters.refused_roots += 1;
             return;
         }

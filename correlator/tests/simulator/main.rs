@@ -2,7 +2,7 @@
 //!
 //! Shares no code with the join: it makes accesses ([`world`]), what the API server and the nodes would tell of them
 //! ([`wire`]), and counts what the join says wrongly and not at all ([`judge`]). Runs are the same every time. `cargo test
-//! -p seclog-correlator --test simulator -- --nocapture` prints the table; SECLOG_SIMULATE=long takes the long sweep.
+//! --workspace --release --test simulator -- --nocapture` prints the table; SECLOG_SIMULATE=long takes the long sweep.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says no more by handling them")]
 
@@ -15,7 +15,10 @@ mod world;
 use judge::{Judge, Verdict};
 use seclog_correlator::join::{Config, Join};
 use settings::{Setting, sweep};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn run(setting: &Setting) -> Verdict {
     let accesses = world::happen(setting);
@@ -28,6 +31,25 @@ fn run(setting: &Setting) -> Verdict {
     judge.verdict()
 }
 
+/// Every setting with what came of it, in order; as many at once as there are processors.
+fn run_all(settings: &[Setting]) -> Vec<Verdict> {
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(BTreeMap::new());
+    let work = || {
+        while let Some((at, setting)) = settings.iter().enumerate().nth(next.fetch_add(1, Ordering::Relaxed)) {
+            let verdict = run(setting);
+            let mut found = found.lock().unwrap();
+            found.insert(at, verdict);
+            if found.len().is_multiple_of(50) {
+                println!("{} of {} settings", found.len(), settings.len());
+            }
+        }
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..processors).for_each(|_| drop(scope.spawn(work))));
+    found.into_inner().unwrap().into_values().collect()
+}
+
 #[test]
 fn no_name_is_wrong_and_enough_are_found() {
     let long = std::env::var("SECLOG_SIMULATE").is_ok_and(|value| value == "long");
@@ -36,9 +58,11 @@ fn no_name_is_wrong_and_enough_are_found() {
         "setting", "open", "same%", "mark%", "skew", "loss%", "pairs", "exact", "unique", "ambig", "recall"
     );
     let mut complaints = Vec::new();
-    for setting in sweep(long) {
-        let found = run(&setting);
-        let Setting { name, concurrent, identical, webhook, skew_ms, undeclared_loss, .. } = &setting;
+    let settings = sweep(long);
+    let verdicts = run_all(&settings);
+    assert_eq!(verdicts.len(), settings.len());
+    for (setting, found) in settings.iter().zip(verdicts) {
+        let Setting { name, concurrent, identical, webhook, skew_ms, undeclared_loss, .. } = setting;
         let _ = writeln!(
             table,
             "{name:<28} {concurrent:>4} {identical:>5} {webhook:>5} {skew_ms:>5} {undeclared_loss:>5} | {:>6} {:>6} {:>6} \
