@@ -87,19 +87,24 @@ pub struct Replay {
     pub malformed: u64,
 }
 
+/// A replay has no attic: what it tells does not depend on how much memory there is.
+fn config(cluster: &str, masking: Option<Arc<Rules>>) -> Config {
+    Config { masking, most_deed_bytes: usize::MAX, ..Config::new(cluster) }
+}
+
 /// Reads, joins, writes. True: all input was good.
 pub fn replay(args: &ReplayArgs) -> Result<bool, ReplayError> {
     let masking = args.mask.as_deref().map(Rules::load).transpose()?.map(Arc::new);
     if let Some(dir) = &args.journal {
         let audit_lateness_ns = args.audit_lateness.saturating_mul(1_000_000_000);
-        let join = Join::new(Config { masking, audit_lateness_ns, ..Config::new(&args.cluster) });
+        let join = Join::new(Config { audit_lateness_ns, ..config(&args.cluster, masking) });
         let outlet = Outlet::open(&args.output, args.format)?;
         args.account.give(dir, "replay: the sessions of all entries".to_owned())?;
         let FeedTotals { entries, missing, unreadable } = rejoin(dir, join, outlet)?;
         tracing::info!(entries, missing, unreadable, "replay is done");
         return Ok(missing == 0 && unreadable == 0);
     }
-    let mut reader = Reader::with_config(Config { masking, ..Config::new(&args.cluster) });
+    let mut reader = Reader::with_config(config(&args.cluster, masking));
     reader.store = args.store.as_deref().map(|dir| new_store(dir, &args.cluster)).transpose()?;
     for path in &args.audit {
         reader.audit_file(path)?;
@@ -170,7 +175,7 @@ pub struct Reader {
 
 impl Reader {
     pub fn new(cluster: &str) -> Self {
-        Self::with_config(Config::new(cluster))
+        Self::with_config(config(cluster, None))
     }
 
     fn with_config(config: Config) -> Self {
