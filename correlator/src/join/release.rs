@@ -68,14 +68,12 @@ impl Join {
         } else if story.ask.is_some() {
             self.counters.given_up += 1;
             self.let_go(scope, story);
-        } else if let Some(key) = &story.root {
-            if let Some(rooted) = self.roots.get_mut(key) {
-                let before = rooted.root.deed_bytes();
-                attic::bring_back(&mut rooted.root, &mut self.attic);
-                rooted.root.retire();
-                let after = rooted.root.deed_bytes();
-                self.deeds_changed(before, after);
-            }
+        } else if let Some(rooted) = story.root.as_ref().and_then(|key| self.roots.get_mut(key)) {
+            let before = rooted.root.deed_bytes();
+            attic::bring_back(&mut rooted.root, &mut self.attic);
+            rooted.root.retire();
+            let after = rooted.root.deed_bytes();
+            self.deeds_changed(before, after);
         }
     }
 
