@@ -4,6 +4,7 @@ use super::pod::{self, Container, Metadata, Object};
 use super::webhooks::{self, WebhookNote};
 use super::{AuditError, Credential, Digest, Event, SPO_UID, Uri, proxy};
 use seclog_proto::rfc3339;
+use std::cmp::Ordering;
 
 /// One stage of one request for remote access.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct AccessEvent {
 }
 
 /// What the stages of one request share, and no other request. The audit id alone does not do: clients choose it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// requestReceivedTimestamp, nanoseconds since 1970. First, so that identities sort by time.
     pub received: u64,
@@ -38,6 +39,24 @@ pub struct Identity {
     pub username: String,
     pub impersonated: Option<String>,
     pub uri: String,
+}
+
+impl Ord for Identity {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Most that are found are the very one that was looked for.
+        if std::ptr::eq(self, other) {
+            return Ordering::Equal;
+        }
+        let Self { received, audit_id, username, impersonated, uri } = self;
+        let others = (&other.received, &other.audit_id, &other.username, &other.impersonated, &other.uri);
+        (received, audit_id, username, impersonated, uri).cmp(&others)
+    }
+}
+
+impl PartialOrd for Identity {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

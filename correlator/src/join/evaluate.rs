@@ -17,7 +17,6 @@ use super::telling::Teller;
 use crate::audit::Identity;
 use crate::timestamp::Timestamp;
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -327,6 +326,7 @@ impl Join {
             watermarks: &self.watermarks,
             leases: &self.leases,
             now: self.now,
+            hashes: &self.hashes,
             around: self.around(pod.scope),
         };
         told.stories.extend(units.iter().map(|unit| teller.story(unit, self)));
@@ -414,9 +414,7 @@ impl Join {
 
     fn revise(&mut self, id: Uuid, draft: Draft, out: &mut Vec<Session>) {
         let Draft { mut session, signature, frame } = draft;
-        let mut hasher = DefaultHasher::new();
-        session.hash(&mut hasher);
-        let content = hasher.finish();
+        let content = self.hashes.hash_one(&session);
         let revision = match self.written.get_mut(&id) {
             Some(known) if known.content == content && !known.superseded => {
                 known.signature = signature;

@@ -22,8 +22,9 @@ use super::spo::SpoLines;
 use super::{Config, Counters, Input, Source, masked};
 use crate::audit::{Digest, PodFact, User};
 use crate::timestamp::Timestamp;
+use ahash::{AHashMap, RandomState};
 use seclog_proto::v1::NodeRecord;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -63,17 +64,17 @@ pub struct Join {
     pub(super) config: Config,
     pub(super) now: u64,
     pub(super) scopes: BTreeMap<Arc<Scope>, Box<Held>>,
-    pub(super) roots: HashMap<Arc<RootKey>, Box<Rooted>>,
+    pub(super) roots: AHashMap<Arc<RootKey>, Box<Rooted>>,
     pub(super) requests: usize,
     /// Which request an audit event is of, by its digest.
-    pub(super) events: HashMap<Digest, (Arc<Scope>, RequestKey)>,
-    pub(super) written: HashMap<Uuid, Box<super::evaluate::Written>>,
+    pub(super) events: AHashMap<Digest, (Arc<Scope>, RequestKey)>,
+    pub(super) written: AHashMap<Uuid, Box<super::evaluate::Written>>,
     pub(super) identifiers: Identifiers,
     pub(super) containers: Containers,
     /// Each user as it was is held once: there are few, and much is known of each.
     pub(super) users: BTreeSet<Arc<User>>,
     /// The boot id that each node last spoke of.
-    pub(super) boots: HashMap<Arc<str>, Arc<str>>,
+    pub(super) boots: AHashMap<Arc<str>, Arc<str>>,
     /// Counts without detail of containers whose names are not known yet.
     pub(super) nameless_counts: VecDeque<(Arc<str>, NodeRecord)>,
     pub(super) pods: Pods,
@@ -110,6 +111,8 @@ pub struct Join {
     /// Why it failed of late.
     pub(super) attic_failure: Option<String>,
     pub(super) deed_bytes: usize,
+    /// Of what sessions are told from: nobody outside knows its keys, so nobody makes two alike.
+    pub(super) hashes: RandomState,
     /// When it was found that no room can be made.
     pub(super) tight_since: Option<u64>,
 }
@@ -120,14 +123,14 @@ impl Join {
             config,
             now: 0,
             scopes: BTreeMap::new(),
-            roots: HashMap::new(),
+            roots: AHashMap::new(),
             requests: 0,
-            events: HashMap::new(),
-            written: HashMap::new(),
+            events: AHashMap::new(),
+            written: AHashMap::new(),
             identifiers: Identifiers::default(),
             containers: Containers::default(),
             users: BTreeSet::new(),
-            boots: HashMap::new(),
+            boots: AHashMap::new(),
             nameless_counts: VecDeque::new(),
             pods: Pods::default(),
             losses: Losses::default(),
@@ -155,6 +158,7 @@ impl Join {
             attic: None,
             attic_failure: None,
             deed_bytes: 0,
+            hashes: RandomState::new(),
             tight_since: None,
         }
     }

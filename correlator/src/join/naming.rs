@@ -3,8 +3,8 @@
 use super::Join;
 use super::root::{Root, RootKey};
 use super::scope::Scope;
+use ahash::AHashMap;
 use seclog_proto::v1::{Amendment, Container, ContainerFacts, NodeRecord};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A container whose names are known, and when it was last heard of.
@@ -18,7 +18,7 @@ struct Named {
 /// By node and container id.
 #[derive(Debug, Default)]
 pub(super) struct Containers {
-    nodes: HashMap<Arc<str>, HashMap<Box<str>, Box<Named>>>,
+    nodes: AHashMap<Arc<str>, AHashMap<Box<str>, Box<Named>>>,
     len: usize,
 }
 
@@ -38,7 +38,7 @@ impl Containers {
             of_node.retain(|_, named| named.seen >= time);
             !of_node.is_empty()
         });
-        self.len = self.nodes.values().map(HashMap::len).sum();
+        self.len = self.nodes.values().map(|of_node| of_node.len()).sum();
     }
 }
 

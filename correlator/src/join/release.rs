@@ -7,14 +7,15 @@ use super::machine::Element;
 use super::root::RootKey;
 use super::scope::Scope;
 use super::story::Story;
-use std::collections::{HashMap, VecDeque};
+use ahash::AHashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// Ids of what was let go, so that stragglers are known as such; the oldest are forgotten first.
 #[derive(Debug, Default)]
 pub(super) struct Gone {
-    ids: HashMap<Uuid, u64>,
+    ids: AHashMap<Uuid, u64>,
     in_order: VecDeque<(u64, Uuid)>,
 }
 

@@ -7,15 +7,30 @@ use super::deeds::{self, Deeds, Start};
 use seclog_proto::v1::node_record::Detail;
 use seclog_proto::v1::{self, NodeRecord};
 use std::cell::OnceCell;
+use std::cmp::Ordering;
 use std::sync::{Arc, LazyLock};
 use uuid::Uuid;
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct RootKey {
     pub(super) node: Arc<str>,
     pub(super) boot_id: Arc<str>,
     pub(super) start_boottime_ns: u64,
     pub(super) pid: u32,
+}
+
+impl Ord for RootKey {
+    /// Numbers first: most keys that are compared are of one node and boot.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let texts = || (&self.node, &self.boot_id).cmp(&(&other.node, &other.boot_id));
+        (self.start_boottime_ns, self.pid).cmp(&(other.start_boottime_ns, other.pid)).then_with(texts)
+    }
+}
+
+impl PartialOrd for RootKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// What of a root's description could differ between its records; the least one stands.

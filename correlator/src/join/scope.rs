@@ -9,19 +9,41 @@ use super::place::{AskPlace, Index};
 use super::root::RootKey;
 use super::session::BulkCount;
 use crate::audit::{AccessKind, Identity};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 /// Requests and roots that can only belong to each other.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Scope {
     Pod {
         namespace: String,
         pod: String,
     },
-    /// The names of its pod are not known.
+    /// The names of its pod are not known. Sorts last.
     Nameless(Arc<RootKey>),
+}
+
+impl Ord for Scope {
+    /// Most that are found are the very one that was looked for; of others pods' names differ sooner than namespaces.
+    fn cmp(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            _ if std::ptr::eq(self, other) => Ordering::Equal,
+            (Self::Pod { namespace, pod }, Self::Pod { namespace: other, pod: others }) => {
+                pod.cmp(others).then_with(|| namespace.cmp(other))
+            }
+            (Self::Nameless(key), Self::Nameless(other)) => key.cmp(other),
+            (Self::Pod { .. }, Self::Nameless(_)) => Ordering::Less,
+            (Self::Nameless(_), Self::Pod { .. }) => Ordering::Greater,
+        }
+    }
+}
+
+impl PartialOrd for Scope {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// A request that stands for itself, with its retries and attaches: [`Ask`] by keys.

@@ -12,7 +12,7 @@ use super::telling::{Teller, is_open};
 use crate::audit::AccessKind;
 use crate::timestamp::Timestamp;
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -257,15 +257,13 @@ impl Teller<'_> {
 
     /// Of everything.
     fn signature(&self, frame: u64, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> u64 {
-        let mut hasher = DefaultHasher::new();
         let audit = root.and_then(|root| self.audit_note(unit, root));
-        (frame, root.map(|root| root.version), self.around_signature(ask, root), audit).hash(&mut hasher);
-        hasher.finish()
+        self.hashes.hash_one((frame, root.map(|root| root.version), self.around_signature(ask, root), audit))
     }
 
     /// Of everything but what the root's programs do while they run.
     fn frame(&self, unit: &Unit, ask: Option<&Ask<'_>>, root: Option<&Root>) -> u64 {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = self.hashes.build_hasher();
         if let Some(ask) = ask {
             for attempt in ask.tries.iter().chain(&ask.attaches) {
                 (attempt.id, attempt.version).hash(&mut hasher);

@@ -28,6 +28,7 @@ pub(super) struct Teller<'a> {
     pub(super) watermarks: &'a Watermarks,
     pub(super) leases: &'a Leases,
     pub(super) now: u64,
+    pub(super) hashes: &'a ahash::RandomState,
     pub(super) around: Around<'a>,
 }
 
